@@ -1,0 +1,344 @@
+# cython: language_level=3, boundscheck=False, wraparound=False
+"""Bindings of the native executor: they own its memory, and check at the entry what C takes for granted."""
+
+cimport cython
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+import numpy as np
+
+cdef extern from "waferline.h":
+    enum: NUM_BUFFERS, BUFFER_ACT, MAX_HEAD_DIM
+    ctypedef struct Instruction:
+        pass
+    ctypedef struct Share:
+        int32_t first, count
+        int64_t offset
+    ctypedef struct Span:
+        pass
+    ctypedef struct Sampling:
+        pass
+    ctypedef struct Entry:
+        pass
+    ctypedef struct Dims:
+        int32_t hidden, layers, heads, kv_heads, head_dim, ffn, vocab
+    ctypedef struct Tensor:
+        int32_t n, k, format, group, is_table
+        int64_t strip_bytes, table_stride
+        const float *table
+
+cdef extern from "kernels.h":
+    ctypedef struct QuantizedRows:
+        signed char *codes
+        float *scales
+        int32_t *sums
+        int64_t codes_stride, groups_stride
+    ctypedef struct KernelTable:
+        const char *level
+        uint64_t read(const uint8_t *, int64_t) nogil
+    const KernelTable kernels_base
+
+cdef extern from *:
+    """
+    #include "kernels.h"
+    static const KernelTable *supported_kernels(int level) {
+    #ifdef __x86_64__
+        __builtin_cpu_init();
+        if (level == 2 && __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni")) return &kernels_avx512;
+        if (level == 1 && __builtin_cpu_supports("x86-64-v3")) return &kernels_avx2;
+    #endif
+        return level == 0 ? &kernels_base : 0;
+    }
+    """
+    const KernelTable *supported_kernels(int level)
+
+cdef extern from "arena.h":
+    void *arena_create(int64_t)
+    void arena_destroy(void *, int64_t)
+    void arena_touch(void *, int64_t) nogil
+
+cdef extern from "gate.h":
+    ctypedef struct Gate:
+        uint64_t generation
+    void gate_init(Gate *)
+    void gate_destroy(Gate *)
+    int gate_wait_for(Gate *, unsigned int, int64_t) nogil
+
+cdef extern from "team.h":
+    ctypedef struct Team:
+        pass
+    ctypedef void (*Job)(void *, int) noexcept nogil
+    Team *team_create(int, int *)
+    void team_destroy(Team *)
+    void team_attach(Team *)
+    void team_run(Team *, Job, void *) nogil
+    void team_barrier(Team *) nogil
+
+cdef extern from "ring.h":
+    ctypedef struct Ring:
+        Entry *entries
+        int64_t capacity, head, tail
+        Gate published
+    int64_t ring_waiting(Ring *) nogil
+
+cdef extern from "sample.h":
+    ctypedef struct SampleScratch:
+        float *logits
+        float *weights
+        int32_t *ids
+        int32_t *counts
+
+cdef extern from "executor.h":
+    ctypedef struct Limits:
+        int32_t max_num_seqs, max_model_len, max_num_batched_tokens, max_num_logits, num_kv_blocks, max_blocks_per_seq
+    ctypedef struct Sequences:
+        int32_t *tokens
+        int32_t *num_tokens
+        int32_t *block_tables
+        int32_t *num_blocks
+        Sampling *sampling
+        int32_t *stop_flags
+        int32_t *wake
+    ctypedef struct Activations:
+        float *x
+        QuantizedRows quantized
+    ctypedef struct Worker:
+        uint8_t *arena
+        int64_t arena_bytes
+        Activations act
+        SampleScratch sample
+    ctypedef struct Row:
+        pass
+    ctypedef struct Executor:
+        const KernelTable *kernels
+        Team *team
+        Dims dims
+        Limits limits
+        int num_workers
+        Tensor *tensors
+        const Share *shares
+        Worker *workers
+        Activations act
+        float *buffers[NUM_BUFFERS]
+        int64_t strides[NUM_BUFFERS]
+        float *kv
+        int32_t value_stride
+        int64_t kv_tile
+        Sequences sequences
+        Ring ring
+        const Instruction *instructions
+        int32_t num_instructions
+        int64_t *profile
+        Row *rows
+        int32_t *wanted
+        Span *spans
+        int32_t num_spans
+    ctypedef struct Outcome:
+        int32_t num_steps, reason, bad_slot
+        int64_t nanoseconds
+    Outcome executor_run(Executor *, int32_t) nogil
+
+cdef extern from "bandwidth.h":
+    double c_measure_read "measure_read"(const KernelTable *, int, int *, int64_t, int) nogil
+
+LEVELS = ("base", "avx2", "avx512")
+STRUCT_SIZES = {
+    "Instruction": sizeof(Instruction),
+    "Share": sizeof(Share),
+    "Span": sizeof(Span),
+    "Sampling": sizeof(Sampling),
+    "Entry": sizeof(Entry),
+}
+LARGEST_HEAD_DIM = MAX_HEAD_DIM
+
+
+def supported_levels():
+    """The instruction-set levels that this processor and operating system run, lowest first."""
+    return tuple(name for number, name in enumerate(LEVELS) if supported_kernels(number) != NULL)
+
+
+def measure_read(level, int num_workers, cpus, int64_t size, int sweeps):
+    """Seconds that the team takes to read ``size`` bytes ``sweeps`` times over."""
+    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cpu_array = None if cpus is None else np.array(cpus, np.int32)
+    cdef int *cpu_list = NULL if cpus is None else <int *>address(cpu_array)
+    cdef double seconds
+    with nogil:
+        seconds = c_measure_read(kernels, num_workers, cpu_list, size, sweeps)
+    if seconds < 0:
+        raise MemoryError(f"no memory or threads to read {size} bytes with {num_workers} workers")
+    return seconds
+
+
+cdef void *address(array):
+    """Where a numpy array's data lies; the caller keeps the array."""
+    return <void *><uintptr_t>array.ctypes.data
+
+
+@cython.no_gc_clear  # __dealloc__ needs the list of arenas
+cdef class Core:
+    """The C executor and its memory. ``close`` releases both; nothing may be called after it."""
+
+    cdef Executor e
+    cdef list arenas  # (address, bytes)
+    cdef dict kept  # arrays that C points into
+    cdef bint is_open
+
+    def __cinit__(self):
+        self.arenas = []
+        self.kept = {}
+        self.is_open = False
+
+    def __init__(self, level, dims, limits, tensors, shares, arena_bytes, cpus, sequences, entries, buffers, act_rows):
+        """``tensors``: (n, k, format, group, is_table, strip_bytes) each; ``buffers``: float32 [rows, stride]
+        arrays in Buffer's order; ``act_rows``: (codes int8, scales float32, sums int32) arrays of the shared ACT, and
+        the same of each worker after (x float32)."""
+        cdef Executor *e = &self.e
+        cdef int w
+        e.kernels = supported_kernels(LEVELS.index(level))
+        (e.dims.hidden, e.dims.layers, e.dims.heads, e.dims.kv_heads, e.dims.head_dim, e.dims.ffn, e.dims.vocab) = dims[:7]
+        e.value_stride, e.kv_tile = dims[7], dims[8]
+        (e.limits.max_num_seqs, e.limits.max_model_len, e.limits.max_num_batched_tokens, e.limits.max_num_logits,
+         e.limits.num_kv_blocks, e.limits.max_blocks_per_seq) = limits
+        e.num_workers = len(arena_bytes)
+        e.tensors = <Tensor *>calloc(len(tensors), sizeof(Tensor))
+        e.workers = <Worker *>calloc(e.num_workers, sizeof(Worker))
+        if e.tensors == NULL or e.workers == NULL:
+            raise MemoryError("no memory for the executor's tables")
+        for i, fields in enumerate(tensors):
+            (e.tensors[i].n, e.tensors[i].k, e.tensors[i].format, e.tensors[i].group, e.tensors[i].is_table,
+             e.tensors[i].strip_bytes) = fields
+        e.shares = <const Share *>self.keep("shares", shares)
+        for i, array in enumerate(buffers):
+            e.buffers[i] = <float *>self.keep(f"buffer {i}", array)
+            e.strides[i] = array.shape[1]
+        self.set_activations(&e.act, buffers[BUFFER_ACT], act_rows[0], "act")
+        for w in range(e.num_workers):
+            self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], f"act {w}")
+            self.set_scratch(&e.workers[w].sample, w)
+            e.workers[w].arena_bytes = arena_bytes[w]
+            e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w])
+        e.kv = <float *>self.arena(4 * e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
+        self.set_sequences(sequences)
+        e.rows = <Row *>self.keep("rows", np.zeros(3 * e.limits.max_num_batched_tokens, np.int32))
+        e.wanted = <int32_t *>self.keep("wanted", np.zeros(max(1, e.limits.max_num_logits), np.int32))
+        e.spans = <Span *>self.keep("spans", np.zeros(4 * e.limits.max_num_seqs, np.int32))
+        e.ring.entries = <Entry *>self.keep("entries", entries)
+        e.ring.capacity = len(entries)
+        gate_init(&e.ring.published)
+        cpu_array = None if cpus is None else np.array(cpus, np.int32)
+        e.team = team_create(e.num_workers, NULL if cpus is None else <int *>address(cpu_array))
+        if e.team == NULL:
+            raise RuntimeError(f"threads: {e.num_workers}, but the system grants fewer")
+        self.is_open = True
+        with nogil:
+            team_run(e.team, touch_arena, e)
+
+    cdef void *keep(self, name, array):
+        self.kept[name] = array
+        return address(array)
+
+    cdef void *arena(self, int64_t size) except NULL:
+        cdef void *memory = arena_create(size)
+        if memory == NULL:
+            raise MemoryError(f"no memory for an arena of {size} bytes")
+        self.arenas.append((<uintptr_t>memory, size))
+        return memory
+
+    cdef void set_activations(self, Activations *act, x, quantized, name):
+        codes, scales, sums = quantized
+        act.x = <float *>self.keep(f"{name} x", x)
+        act.quantized.codes = <signed char *>self.keep(f"{name} codes", codes)
+        act.quantized.scales = <float *>self.keep(f"{name} scales", scales)
+        act.quantized.sums = <int32_t *>self.keep(f"{name} sums", sums)
+        act.quantized.codes_stride = codes.shape[1]
+        act.quantized.groups_stride = scales.shape[1]
+
+    cdef void set_scratch(self, SampleScratch *scratch, int worker):
+        padded = self.e.dims.vocab + 16
+        scratch.logits = <float *>self.keep(f"scratch logits {worker}", np.zeros(padded, np.float32))
+        scratch.weights = <float *>self.keep(f"scratch weights {worker}", np.zeros(padded, np.float32))
+        scratch.ids = <int32_t *>self.keep(f"scratch ids {worker}", np.zeros(padded, np.int32))
+        scratch.counts = <int32_t *>self.keep(f"scratch counts {worker}", np.zeros(padded, np.int32))
+
+    cdef void set_sequences(self, table):
+        cdef Sequences *s = &self.e.sequences
+        s.tokens = <int32_t *>self.keep("tokens", table.tokens)
+        s.num_tokens = <int32_t *>self.keep("num_tokens", table.num_tokens)
+        s.block_tables = <int32_t *>self.keep("block_tables", table.block_tables)
+        s.num_blocks = <int32_t *>self.keep("num_blocks", table.num_blocks)
+        s.sampling = <Sampling *>self.keep("sampling", table.sampling)
+        s.stop_flags = <int32_t *>self.keep("stop_flags", table.stop_flags)
+        s.wake = <int32_t *>self.keep("wake", table.wake)
+
+    def load_table(self, int tensor, padded):
+        """Point tensor at its rows: float32 [n, stride], padded with zeros to whole vectors."""
+        self.e.tensors[tensor].table = <const float *>self.keep(f"table {tensor}", padded)
+        self.e.tensors[tensor].table_stride = padded.shape[1]
+
+    def load_strips(self, int tensor, const uint8_t[:, ::1] strips):
+        """Copy each worker's strips (uint8 [num_strips, strip_bytes]) into its arena."""
+        cdef Executor *e = &self.e
+        cdef const Share *share
+        cdef int w
+        for w in range(e.num_workers):
+            share = &e.shares[tensor * e.num_workers + w]
+            if share.count > 0:
+                memcpy(e.workers[w].arena + share.offset, &strips[share.first, 0], share.count * e.tensors[tensor].strip_bytes)
+
+    def attach(self):
+        team_attach(self.e.team)
+
+    def run(self, instructions, spans, int max_steps, profile):
+        """-> (num_steps, reason, bad_slot, nanoseconds). The arrays are contiguous; ``profile`` is int64 or None."""
+        cdef Outcome outcome
+        if not self.is_open:
+            raise RuntimeError("the executor is closed")
+        self.e.instructions = <const Instruction *>self.keep("instructions", instructions)
+        self.e.num_instructions = len(instructions)
+        self.e.profile = NULL if profile is None else <int64_t *>self.keep("profile", profile)
+        self.e.num_spans = len(spans)
+        memcpy(self.e.spans, address(spans), spans.nbytes)
+        with nogil:
+            outcome = executor_run(&self.e, max_steps)
+        return outcome.num_steps, outcome.reason, outcome.bad_slot, outcome.nanoseconds
+
+    def ring_waiting(self):
+        return ring_waiting(&self.e.ring)
+
+    def ring_wait(self, double timeout):
+        cdef unsigned int seen = <unsigned int>self.e.ring.published.generation
+        if ring_waiting(&self.e.ring) > 0:
+            return True
+        with nogil:
+            gate_wait_for(&self.e.ring.published, seen, <int64_t>(timeout * 1e9))
+        return ring_waiting(&self.e.ring) > 0
+
+    def ring_drain(self):
+        cdef int64_t head = self.e.ring.head
+        entries = self.kept["entries"]
+        drained = entries[np.arange(self.e.ring.tail, head) % self.e.ring.capacity]
+        self.e.ring.tail = head
+        return drained
+
+    def close(self):
+        if self.is_open:
+            self.is_open = False
+            team_destroy(self.e.team)
+            gate_destroy(&self.e.ring.published)
+        for memory, size in self.arenas:
+            arena_destroy(<void *><uintptr_t>memory, size)
+        self.arenas = []
+        free(self.e.tensors)
+        free(self.e.workers)
+        self.e.tensors = NULL
+        self.e.workers = NULL
+
+    def __dealloc__(self):
+        self.close()
+
+
+cdef void touch_arena(void *context, int worker) noexcept nogil:
+    cdef Worker *self = &(<Executor *>context).workers[worker]
+    arena_touch(self.arena, self.arena_bytes)

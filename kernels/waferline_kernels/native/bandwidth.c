@@ -1,0 +1,51 @@
+#define _GNU_SOURCE
+#include "bandwidth.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+#include "arena.h"
+#include "team.h"
+
+typedef struct {
+    const KernelTable *kernels;
+    uint8_t **parts; /* [num_workers] of part_bytes each */
+    int64_t part_bytes;
+    int sweeps;
+    volatile uint64_t sink; /* keeps the reads from being optimised away */
+} Sweep;
+
+static void touch_part(void *context, int worker) {
+    Sweep *s = context;
+    arena_touch(s->parts[worker], s->part_bytes);
+}
+
+static void read_part(void *context, int worker) {
+    Sweep *s = context;
+    uint64_t sum = 0;
+    for (int i = 0; i < s->sweeps; i++) sum ^= s->kernels->read(s->parts[worker], s->part_bytes);
+    s->sink = sum;
+}
+
+double measure_read(const KernelTable *kernels, int num_workers, const int *cpus, int64_t bytes, int sweeps) {
+    Sweep s = {.kernels = kernels, .part_bytes = round_up(bytes / num_workers, 256), .sweeps = 1};
+    Team *team = team_create(num_workers, cpus);
+    s.parts = calloc(num_workers, sizeof *s.parts);
+    int has_memory = team && s.parts;
+    for (int w = 0; has_memory && w < num_workers; w++) has_memory = (s.parts[w] = arena_create(s.part_bytes)) != NULL;
+    double seconds = -1.0;
+    if (has_memory) {
+        struct timespec begin, end;
+        team_run(team, touch_part, &s);
+        team_run(team, read_part, &s); /* once unmeasured, into the caches */
+        s.sweeps = sweeps;
+        clock_gettime(CLOCK_MONOTONIC, &begin);
+        team_run(team, read_part, &s);
+        clock_gettime(CLOCK_MONOTONIC, &end);
+        seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+    }
+    for (int w = 0; s.parts && w < num_workers; w++) arena_destroy(s.parts[w], s.part_bytes);
+    free(s.parts);
+    if (team) team_destroy(team);
+    return seconds;
+}

@@ -1,0 +1,11 @@
+/* What the machine reads: the limit that every figure is held against. */
+#ifndef WAFERLINE_BANDWIDTH_H
+#define WAFERLINE_BANDWIDTH_H
+
+#include "kernels.h"
+
+/* Seconds that `num_workers` threads take to read `bytes` in all (each its own equal part), `sweeps` times over. Negative
+ * where memory or threads cannot be had. `cpus` as in team_create. */
+double measure_read(const KernelTable *kernels, int num_workers, const int *cpus, int64_t bytes, int sweeps);
+
+#endif

@@ -1,0 +1,299 @@
+#define _GNU_SOURCE
+#include "executor.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+/* Up to here every worker prepares all rows for itself: cheaper than a barrier. */
+enum { PRIVATE_ROWS = 4 };
+
+typedef struct {
+    int64_t begin, end;
+} Range;
+
+static Range share_of(int64_t count, int worker, int num_workers) {
+    return (Range){count * worker / num_workers, count * (worker + 1) / num_workers};
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ll + t.tv_nsec;
+}
+
+static float *kv_tile(const Executor *e, int32_t layer, int32_t block, int32_t head) {
+    return e->kv + (((int64_t)layer * e->limits.num_kv_blocks + block) * e->dims.kv_heads + head) * e->kv_tile;
+}
+
+static const Activations *activations(const Executor *e, int worker, int32_t rows) {
+    return rows <= PRIVATE_ROWS ? &e->workers[worker].act : &e->act;
+}
+
+/* ---- instructions: each does one worker's part ---- */
+
+static const uint8_t *find_strip(const Executor *e, int32_t tensor, int32_t strip) {
+    for (int w = 0; w < e->num_workers; w++) {
+        const Share *share = &e->shares[tensor * e->num_workers + w];
+        if (strip >= share->first && strip < share->first + share->count)
+            return e->workers[w].arena + share->offset + (strip - share->first) * e->tensors[tensor].strip_bytes;
+    }
+    return NULL; /* not reached: a placement covers every strip */
+}
+
+static float bfloat16_to_float(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+/* One weight of a strip; see tiles.py. */
+static float weight_at(const Tensor *tensor, const uint8_t *strip, int64_t k, int column) {
+    if (tensor->format == FORMAT_F32) return ((const float *)strip)[k * TILE_N + column];
+    if (tensor->format == FORMAT_BF16) return bfloat16_to_float(((const uint16_t *)strip)[k / 2 * 32 + column * 2 + k % 2]);
+    const int line_k = tensor->format == FORMAT_Q8 ? Q8_LINE_K : Q4_LINE_K;
+    const int64_t line = k / line_k, block = 2 * tensor->group / line_k; /* lines that share one line of scales */
+    const uint8_t *scale_line = strip + line / block * (block + 1) * LINE_BYTES;
+    const float scale = bfloat16_to_float(((const uint16_t *)scale_line)[k / tensor->group % 2 * TILE_N + column]);
+    const uint8_t code = strip[(line + line / block + 1) * LINE_BYTES + column * 4 + k % 4];
+    if (tensor->format == FORMAT_Q8) return (float)(code - Q8_ZERO_POINT) * scale;
+    return (float)((k % 8 < 4 ? code & 15 : code >> 4) - Q4_ZERO_POINT) * scale;
+}
+
+/* A row of the embedding is a column of its strip: one weight in 64 bytes, so the workers share out K. */
+static void embed(const Executor *e, const Instruction *i, int worker) {
+    const Tensor *tensor = &e->tensors[i->weight];
+    const Range range = share_of(tensor->k, worker, e->num_workers);
+    for (int32_t r = 0; r < e->num_rows; r++) {
+        const uint8_t *strip = find_strip(e, i->weight, e->rows[r].token / TILE_N);
+        const int column = e->rows[r].token % TILE_N;
+        float *x = e->buffers[BUFFER_X] + r * e->strides[BUFFER_X];
+        for (int64_t k = range.begin; k < range.end; k++) x[k] = weight_at(tensor, strip, k, column);
+    }
+}
+
+/* NORM and QUANTIZE over rows begin .. end - 1 of what the instruction reads. */
+static void prepare_rows(const Executor *e, const Instruction *i, const Activations *act, Range range) {
+    for (int64_t r = range.begin; r < range.end; r++) {
+        const int64_t row = i->wanted_rows ? e->wanted[r] : r;
+        const float *x = e->buffers[i->src] + row * e->strides[i->src];
+        float *normed = act->x + r * e->strides[BUFFER_ACT];
+        if (i->op == OP_NORM) {
+            e->kernels->rms_norm(x, e->tensors[i->weight].table, i->k, i->eps, normed);
+            x = normed;
+        }
+        const QuantizedRows *q = &act->quantized;
+        if (i->group)
+            e->kernels->quantize(x, i->k, i->group, q->codes + r * q->codes_stride, q->scales + r * q->groups_stride,
+                                 q->sums + r * q->groups_stride);
+    }
+}
+
+/* Whether the rows were shared out, so that a barrier must follow. */
+static int prepare(const Executor *e, const Instruction *i, int worker) {
+    const int32_t rows = i->wanted_rows ? e->num_wanted : e->num_rows;
+    const int is_shared = rows > PRIVATE_ROWS;
+    prepare_rows(e, i, activations(e, worker, rows), is_shared ? share_of(rows, worker, e->num_workers) : (Range){0, rows});
+    return is_shared;
+}
+
+static void multiply(const Executor *e, const Instruction *i, int worker) {
+    const Tensor *tensor = &e->tensors[i->weight];
+    const Share *share = &e->shares[i->weight * e->num_workers + worker];
+    const int32_t rows = i->wanted_rows ? e->num_wanted : e->num_rows;
+    const Activations *act = activations(e, worker, rows);
+    Matmul m = {
+        .strips = e->workers[worker].arena + share->offset,
+        .first = share->first,
+        .count = share->count,
+        .strip_bytes = tensor->strip_bytes,
+        .k = tensor->k,
+        .group = tensor->group,
+        .rows = rows,
+        .epilogue = i->epilogue,
+        .x = i->src == BUFFER_ACT ? act->x : e->buffers[i->src],
+        .x_stride = e->strides[i->src],
+        .act = act->quantized,
+        .bias = i->bias < 0 ? NULL : e->tensors[i->bias].table,
+        .dst = e->buffers[i->dst],
+        .dst_stride = e->strides[i->dst],
+    };
+    e->kernels->matmul[tensor->format](&m);
+}
+
+/* y = rotation of x[head_dim], halves convention; cos and sin [head_dim / 2] */
+static void rotate(const float *x, const float *cos, const float *sin, int32_t head_dim, float *y) {
+    const int32_t half = head_dim / 2;
+    for (int32_t d = 0; d < half; d++) {
+        const float first = x[d], second = x[d + half];
+        y[d] = first * cos[d] - second * sin[d];
+        y[d + half] = second * cos[d] + first * sin[d];
+    }
+}
+
+static void rotate_and_store(const Executor *e, const Instruction *i, int worker) {
+    const Dims *d = &e->dims;
+    const Tensor *rope = &e->tensors[i->weight];
+    const int32_t heads = d->heads + d->kv_heads; /* of a row: queries, then keys with their values */
+    const Range range = share_of((int64_t)e->num_rows * heads, worker, e->num_workers);
+    for (int64_t at = range.begin; at < range.end; at++) {
+        const Row *row = &e->rows[at / heads];
+        const int32_t head = at % heads, kv_head = head - d->heads;
+        const float *cos = rope->table + row->position * rope->table_stride, *sin = cos + d->head_dim / 2;
+        float *qkv = e->buffers[BUFFER_QKV] + at / heads * e->strides[BUFFER_QKV]; /* [q heads, k heads, v heads][head_dim] */
+        float *x = qkv + head * d->head_dim;
+        rotate(x, cos, sin, d->head_dim, x);
+        if (kv_head < 0) continue;
+        const int32_t block = e->sequences.block_tables[(int64_t)row->slot * e->limits.max_blocks_per_seq + row->position / KV_BLOCK_SIZE];
+        const int32_t token = row->position % KV_BLOCK_SIZE;
+        float *keys = kv_tile(e, i->layer, block, kv_head), *values = keys + d->head_dim * KV_BLOCK_SIZE;
+        for (int32_t k = 0; k < d->head_dim; k++) keys[k * KV_BLOCK_SIZE + token] = x[k];
+        memcpy(values + token * e->value_stride, x + d->kv_heads * d->head_dim, d->head_dim * sizeof *x);
+    }
+}
+
+/* Heads outermost: shares are whole heads over all rows, so long and short contexts spread evenly. */
+static void attend(const Executor *e, const Instruction *i, int worker) {
+    const Dims *d = &e->dims;
+    const Range range = share_of((int64_t)d->heads * e->num_rows, worker, e->num_workers);
+    for (int64_t at = range.begin; at < range.end; at++) {
+        const int64_t head = at / e->num_rows, r = at % e->num_rows;
+        const Row *row = &e->rows[r];
+        Attention attention = {
+            .kv = kv_tile(e, i->layer, 0, 0),
+            .block_table = e->sequences.block_tables + (int64_t)row->slot * e->limits.max_blocks_per_seq,
+            .query = e->buffers[BUFFER_QKV] + r * e->strides[BUFFER_QKV] + head * d->head_dim,
+            .context = e->buffers[BUFFER_CTX] + r * e->strides[BUFFER_CTX] + head * d->head_dim,
+            .position = row->position,
+            .head_dim = d->head_dim,
+            .value_stride = e->value_stride,
+            .head_offset = head * d->kv_heads / d->heads * e->kv_tile,
+            .block_stride = d->kv_heads * e->kv_tile,
+            .scale = (float)(1.0 / sqrt(d->head_dim)),
+        };
+        e->kernels->attend(&attention);
+    }
+}
+
+static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
+    const Row *row = &e->rows[e->wanted[wanted]];
+    Sequences *s = &e->sequences;
+    const Sampling *params = &s->sampling[row->slot];
+    const float *logits = e->buffers[BUFFER_LOGITS] + wanted * e->strides[BUFFER_LOGITS];
+    int32_t *tokens = s->tokens + (int64_t)row->slot * e->limits.max_model_len;
+    const int32_t position = row->position + 1;
+    Entry *entry = ring_slot(&e->ring, wanted);
+    *entry = (Entry){.slot = row->slot, .position = position, .is_prompt = position < s->num_tokens[row->slot]};
+    entry->num_top = entry->is_prompt ? params->num_prompt_logprobs : params->num_logprobs;
+    if (!entry->is_prompt) {
+        tokens[position] = sample_token(e->kernels, logits, e->dims.vocab, params, tokens, position, scratch);
+        const int32_t num_output = position + 1 - params->num_prompt_tokens;
+        if (num_output >= params->max_tokens || position + 1 >= e->limits.max_model_len) entry->finish = FINISH_LENGTH;
+        for (int i = 0; i < params->num_stop_ids; i++)
+            if (tokens[position] == params->stop_ids[i]) entry->finish = FINISH_STOP;
+    }
+    entry->token = tokens[position];
+    if (entry->num_top >= 0) score_token(e->kernels, logits, e->dims.vocab, entry->num_top, entry, scratch);
+}
+
+static void run_step(void *context, int worker) {
+    Executor *e = context;
+    int64_t *profile = worker == 0 ? e->profile : NULL;
+    for (int32_t n = 0; n < e->num_instructions; n++) {
+        const Instruction *i = &e->instructions[n];
+        const int64_t begin = profile ? now_ns() : 0;
+        int must_meet = 1;
+        switch (i->op) {
+        case OP_EMBED: embed(e, i, worker); break;
+        case OP_NORM:
+        case OP_QUANTIZE: must_meet = prepare(e, i, worker); break;
+        case OP_MATMUL:
+        case OP_LOGITS: multiply(e, i, worker); break;
+        case OP_ROTARY: rotate_and_store(e, i, worker); break;
+        case OP_ATTEND: attend(e, i, worker); break;
+        case OP_SAMPLE:
+            for (int32_t w = worker; w < e->num_wanted; w += e->num_workers) sample_row(e, w, &e->workers[worker].sample);
+            must_meet = 0; /* the end of the job is a meeting */
+            break;
+        }
+        const int64_t done = profile ? now_ns() : 0;
+        if (must_meet) team_barrier(e->team);
+        if (profile) {
+            profile[2 * n] += done - begin;
+            profile[2 * n + 1] += now_ns() - done;
+        }
+    }
+}
+
+/* ---- steps ---- */
+
+/* Lay out the spans' rows; the slot of a token id outside the vocabulary, or -1. */
+static int32_t lay_out_rows(Executor *e) {
+    e->num_rows = e->num_wanted = 0;
+    for (int32_t s = 0; s < e->num_spans; s++) {
+        const Span *span = &e->spans[s];
+        for (int32_t j = 0; j < span->count; j++) {
+            const int32_t position = span->start + j;
+            const int32_t token = e->sequences.tokens[(int64_t)span->slot * e->limits.max_model_len + position];
+            if (token < 0 || token >= e->dims.vocab) return span->slot;
+            if (j >= span->count - span->num_logits) e->wanted[e->num_wanted++] = e->num_rows;
+            e->rows[e->num_rows++] = (Row){span->slot, position, token};
+        }
+    }
+    return -1;
+}
+
+/* Publish the step's tokens; whether a sequence finished. */
+static int publish(Executor *e) {
+    const int64_t now = now_ns();
+    int finished = 0;
+    for (int32_t w = 0; w < e->num_wanted; w++) {
+        Entry *entry = ring_slot(&e->ring, w);
+        entry->time_ns = now;
+        if (!entry->is_prompt) e->sequences.num_tokens[entry->slot] = entry->position + 1;
+        finished |= entry->finish != FINISH_NONE;
+    }
+    ring_publish(&e->ring, e->num_wanted);
+    return finished;
+}
+
+/* Why the run must end after the step at hand, or -1; advances the spans to the tokens just sampled. */
+static int32_t advance(Executor *e) {
+    Sequences *s = &e->sequences;
+    int32_t reason = -1;
+    for (int32_t n = 0; n < e->num_spans; n++) {
+        Span *span = &e->spans[n];
+        const int32_t next = span->start + span->count;
+        if (__atomic_load_n(&s->stop_flags[span->slot], __ATOMIC_RELAXED)) return STOP_STOPPED;
+        if (s->num_tokens[span->slot] != next + 1) reason = STOP_STEPS;
+        else if (next >= s->num_blocks[span->slot] * KV_BLOCK_SIZE && reason < 0) reason = STOP_OUT_OF_BLOCKS;
+        *span = (Span){span->slot, next, 1, 1};
+    }
+    if (__atomic_load_n(s->wake, __ATOMIC_RELAXED)) return STOP_WAKE;
+    if (reason < 0 && e->ring.capacity - ring_waiting(&e->ring) < e->num_spans) return STOP_RING_FULL;
+    return reason;
+}
+
+Outcome executor_run(Executor *e, int32_t max_steps) {
+    Outcome outcome = {.reason = STOP_STEPS, .bad_slot = lay_out_rows(e)};
+    if (outcome.bad_slot >= 0) return outcome;
+    if (e->ring.capacity - ring_waiting(&e->ring) < e->num_wanted) {
+        outcome.reason = STOP_RING_FULL;
+        return outcome;
+    }
+    const int64_t begin = now_ns();
+    for (;;) {
+        team_run(e->team, run_step, e);
+        outcome.num_steps++;
+        const int finished = publish(e);
+        const int32_t reason = finished ? STOP_FINISHED : advance(e);
+        if (reason >= 0 || outcome.num_steps == max_steps) {
+            outcome.reason = reason >= 0 ? reason : STOP_STEPS;
+            break;
+        }
+        lay_out_rows(e); /* sampled tokens are within the vocabulary */
+    }
+    outcome.nanoseconds = now_ns() - begin;
+    return outcome;
+}

@@ -1,0 +1,159 @@
+"""The native executor's Python side: it chooses a level, lays out memory, loads weights, checks what C relies on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..executor import BackendUnavailable, Executor, RunResult, StopReason, check_batch, ring_capacity
+from ..placement import SHARE, Placement, check_placement
+from ..program import INSTRUCTION, Buffer, Program
+from ..ring import ENTRY
+from ..sequences import SAMPLING, SPAN, ExecutorLimits
+from ..tiles import ALIGNMENT, TILE_N, round_up
+from . import _native
+
+PRIVATE_ROWS = 4  # executor.c: rows that every worker prepares for itself
+
+for _name, _dtype in (
+    ("Instruction", INSTRUCTION),
+    ("Share", SHARE),
+    ("Span", SPAN),
+    ("Sampling", SAMPLING),
+    ("Entry", ENTRY),
+):
+    if _native.STRUCT_SIZES[_name] != _dtype.itemsize:
+        raise ImportError(f"{_name}: {_native.STRUCT_SIZES[_name]} bytes in C, {_dtype.itemsize} in numpy")
+
+
+def supported_levels() -> tuple[str, ...]:
+    """The instruction-set levels that this processor and operating system run, lowest first."""
+    return _native.supported_levels()
+
+
+def choose_level(level: str | None) -> str:
+    """``level``, else WAFERLINE_ISA, else the highest. Raises BackendUnavailable for one that is not there."""
+    level = level or os.environ.get("WAFERLINE_ISA") or supported_levels()[-1]
+    if level not in supported_levels():
+        raise BackendUnavailable(
+            f"WAFERLINE_ISA: {level!r}, expected one of {', '.join(supported_levels())} on this machine"
+        )
+    return level
+
+
+def measure_read(num_workers: int, cpus: tuple[int, ...] | None, footprint: int, sweeps: int) -> float:
+    """Seconds that ``num_workers`` threads take to read ``footprint`` bytes, ``sweeps`` times over, prefetched."""
+    return _native.measure_read(choose_level(None), num_workers, cpus, footprint, sweeps)
+
+
+class NativeRing:
+    """The consumer's side of the C ring; see ``ring.Ring``."""
+
+    def __init__(self, core: _native.Core, capacity: int) -> None:
+        self._core = core
+        self.capacity = capacity
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self._core.ring_waiting()
+
+    def wait(self, timeout: float) -> bool:
+        """Sleep until there is something to drain, at most ``timeout`` seconds; whether there is."""
+        return self._core.ring_wait(timeout)
+
+    def drain(self) -> NDArray[np.void]:
+        """Take all waiting entries, oldest first: ENTRY [n], a copy."""
+        return self._core.ring_drain()
+
+
+class NativeExecutor(Executor):
+    name = "native"
+
+    def __init__(
+        self,
+        program: Program,
+        placement: Placement,
+        weights: Mapping[str, NDArray[Any]],
+        limits: ExecutorLimits,
+        level: str | None = None,
+    ) -> None:
+        super().__init__(program, placement, limits)
+        self.level = choose_level(level)
+        self.profile_ns: NDArray[np.int64] | None = None
+        """int64 [instructions, 2]: where set, `run` adds the nanoseconds worker 0 worked on each and then waited."""
+        self._tensors = program.tensors
+        check_placement(program, placement)
+        dims = self.dims
+        if dims.head_dim > _native.LARGEST_HEAD_DIM:
+            raise ValueError(f"head_dim: {dims.head_dim}, expected at most {_native.LARGEST_HEAD_DIM}")
+        rows = limits.max_num_batched_tokens
+        float_rows = {Buffer.LOGITS: self.logits}
+        buffers = [
+            float_rows.get(buffer, np.zeros((rows, dims.buffer_stride(buffer)), np.float32)) for buffer in Buffer
+        ]
+        capacity = ring_capacity(limits)
+        groups = [tensor.format.group for tensor in program.tensors if tensor.format.is_quantized]
+        private = [
+            (
+                *self._quantized_rows(PRIVATE_ROWS, groups),
+                np.zeros((PRIVATE_ROWS, dims.buffer_stride(Buffer.ACT)), np.float32),
+            )
+            for _ in range(placement.num_workers)
+        ]
+        self._core = _native.Core(
+            self.level,
+            (*astuple(dims), dims.value_stride, dims.kv_tile_floats),
+            (*astuple(limits), limits.max_blocks_per_seq),
+            [(t.n, t.k, t.format.code, t.format.group, int(t.is_table), t.strip_bytes) for t in program.tensors],
+            np.ascontiguousarray(placement.shares),
+            placement.arena_bytes,
+            placement.cpus,
+            self.sequences,
+            np.zeros(capacity, ENTRY),
+            buffers,
+            [self._quantized_rows(rows, groups), *private],
+        )
+        self.ring = NativeRing(self._core, capacity)
+        self._load(weights)
+
+    def _quantized_rows(self, rows: int, groups: list[int]) -> tuple[NDArray[Any], ...]:
+        """Codes int8 [rows, K], scales float32 and sums int32 [rows, G] for activations of up to ``rows`` rows."""
+        columns = self.dims.buffer_stride(Buffer.ACT)
+        num_groups = -(-columns // min(groups)) if groups else 1
+        codes = np.zeros((rows, round_up(columns, ALIGNMENT)), np.int8)
+        return codes, np.zeros((rows, num_groups), np.float32), np.zeros((rows, num_groups), np.int32)
+
+    def _load(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        for index, tensor in enumerate(self._tensors):
+            array = weights[tensor.name]
+            expected = (tensor.n, tensor.k) if tensor.is_table else (tensor.num_strips, tensor.strip_bytes)
+            if array.shape != expected or array.dtype != (np.float32 if tensor.is_table else np.uint8):
+                raise ValueError(f"weights[{tensor.name!r}]: {array.dtype} {array.shape}, expected {expected}")
+            if tensor.is_table:
+                padded = np.zeros((tensor.n, round_up(tensor.k, TILE_N)), np.float32)
+                padded[:, : tensor.k] = array
+                self._core.load_table(index, padded)
+            else:
+                self._core.load_strips(index, np.ascontiguousarray(array))
+
+    def attach(self) -> None:
+        self._core.attach()
+
+    def run(self, program: Program, batch: NDArray[np.void], max_steps: int) -> RunResult:
+        if program.tensors is not self._tensors:
+            raise ValueError("program: its tensors are not those that this executor holds")
+        check_batch(batch, self.sequences, self.limits)
+        num_steps, reason, bad_slot, nanoseconds = self._core.run(
+            program.instructions, np.ascontiguousarray(batch), max_steps, self.profile_ns
+        )
+        if bad_slot >= 0:
+            raise ValueError(f"batch: slot {bad_slot} has a token id outside 0 to {self.dims.vocab - 1}")
+        return RunResult(num_steps, StopReason(reason), nanoseconds * 1e-9)
+
+    def close(self) -> None:
+        self._core.close()

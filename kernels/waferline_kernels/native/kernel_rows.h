@@ -1,0 +1,104 @@
+/* Kernels over single rows: norm, quantisation, the vocabulary, and the plain read that limits are measured with. */
+#ifndef WAFERLINE_KERNEL_ROWS_H
+#define WAFERLINE_KERNEL_ROWS_H
+
+#include "kernel_vectors.h"
+#include "kernels.h"
+
+static void NAMED(rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y) {
+    Float16 squares = splat16(0.0f);
+    for (int i = 0; i < k; i += 16) {
+        const Float16 v = load16(x + i);
+        EACH(p) squares.v[p] = squares.v[p] + v.v[p] * v.v[p];
+    }
+    const float inverse = 1.0f / sqrtf(sum16(squares) / (float)k + eps);
+    for (int i = 0; i < k; i += 16) {
+        Float16 v = load16(x + i);
+        const Float16 g = load16(gain + i);
+        EACH(p) v.v[p] = v.v[p] * inverse * g.v[p];
+        store16(y + i, v);
+    }
+}
+
+static void NAMED(quantize)(const float *x, int32_t k, int32_t group, int8_t *codes, float *scales, int32_t *sums) {
+    for (int g = 0; g * group < k; g++) {
+        const int begin = g * group, end = begin + group < k ? begin + group : k;
+        Float16 largest = splat16(0.0f);
+        for (int i = begin; i < end; i += 16) {
+            const Float16 v = load16(x + i);
+            EACH(p) largest.v[p] = larger((FloatV)((IntV)v.v[p] & 0x7FFFFFFF), largest.v[p]);
+        }
+        const float amax = max16(largest);
+        const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax; /* below, it would overflow */
+        int32_t sum = 0;
+        for (int i = begin; i < end; i += 16) {
+            const Float16 v = load16(x + i);
+            int32_t rounded[16];
+            EACH(p) {
+                IntV code = __builtin_convertvector(round_even(v.v[p] * inverse), IntV);
+                memcpy(rounded + p * LANES, &code, sizeof code);
+            }
+            for (int j = 0; j < 16; j++) {
+                codes[i + j] = (int8_t)rounded[j];
+                sum += rounded[j];
+            }
+        }
+        scales[g] = amax < 1e-30f ? 0.0f : amax / 127.0f;
+        sums[g] = sum;
+    }
+}
+
+static float NAMED(max)(const float *x, int32_t n) {
+    Float16 largest = splat16(-INFINITY);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const Float16 v = load16(x + i);
+        EACH(p) largest.v[p] = larger(v.v[p], largest.v[p]);
+    }
+    float y = max16(largest);
+    for (; i < n; i++) y = x[i] > y ? x[i] : y;
+    return y;
+}
+
+static double NAMED(exp_sum)(const float *x, int32_t n, float shift, float *y) {
+    enum { CHUNK = 1024 };
+    double total = 0.0;
+    for (int begin = 0; begin < n; begin += CHUNK) {
+        const int end = begin + CHUNK < n ? begin + CHUNK : n;
+        Float16 sum = splat16(0.0f);
+        for (int i = begin; i < end; i += 16) {
+            Float16 part = splat16(-INFINITY);
+            const int count = end - i < 16 ? end - i : 16;
+            memcpy(&part, x + i, 4 * count);
+            EACH(p) {
+                part.v[p] = exponential(part.v[p] - shift);
+                sum.v[p] = sum.v[p] + part.v[p];
+            }
+            memcpy(y + i, &part, 4 * count);
+        }
+        total += sum16(sum);
+    }
+    return total;
+}
+
+static uint64_t NAMED(read)(const uint8_t *x, int64_t bytes) {
+    enum { STREAMS = 4 };
+    UintV sums[STREAMS * PARTS] = {{0}};
+    for (int64_t i = 0; i + 64 * STREAMS <= bytes; i += 64 * STREAMS) {
+#pragma GCC unroll 4
+        for (int c = 0; c < STREAMS; c++) {
+            __builtin_prefetch(x + i + 64 * c + PREFETCH_BYTES);
+            EACH(p) {
+                UintV v;
+                memcpy(&v, x + i + 64 * c + p * sizeof v, sizeof v);
+                sums[c * PARTS + p] ^= v;
+            }
+        }
+    }
+    uint64_t y = 0;
+    for (int j = 0; j < STREAMS * PARTS; j++)
+        for (int lane = 0; lane < LANES; lane++) y ^= sums[j][lane];
+    return y;
+}
+
+#endif

@@ -1,0 +1,31 @@
+/* Sixteen columns, as wide as a strip, in as many vectors of LANES as the level's registers need.
+ *
+ * A vector has C's operators; EACH(p) writes an operation out for the parts of a Float16 or Int16. The lanes of all levels
+ * do the same operations in the same order. */
+#ifndef WAFERLINE_KERNEL_TYPES_H
+#define WAFERLINE_KERNEL_TYPES_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "waferline.h"
+
+enum { PARTS = 16 / LANES };
+
+typedef float FloatV __attribute__((vector_size(4 * LANES)));
+typedef int32_t IntV __attribute__((vector_size(4 * LANES)));
+typedef uint32_t UintV __attribute__((vector_size(4 * LANES)));
+typedef uint16_t HalfV __attribute__((vector_size(2 * LANES)));
+
+typedef struct {
+    FloatV v[PARTS];
+} Float16;
+typedef struct {
+    IntV v[PARTS];
+} Int16;
+
+#define INLINE static inline __attribute__((always_inline))
+#define EACH(p) _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++)
+
+#endif

@@ -1,0 +1,91 @@
+/* Arithmetic on sixteen columns, written out operation by operation: the same bits on every level. */
+#ifndef WAFERLINE_KERNEL_VECTORS_H
+#define WAFERLINE_KERNEL_VECTORS_H
+
+#include "kernel_types.h"
+
+INLINE FloatV splat(float x) {
+    return x - (FloatV){0};
+}
+
+INLINE FloatV choose(IntV mask, FloatV yes, FloatV no) {
+    return (FloatV)((mask & (IntV)yes) | (~mask & (IntV)no));
+}
+
+INLINE FloatV larger(FloatV a, FloatV b) {
+    return choose(a > b, a, b);
+}
+
+/* To the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction. */
+INLINE FloatV round_even(FloatV x) {
+    return (x + 12582912.0f) - 12582912.0f;
+}
+
+/* exp(x), 2 ulp: 2^n * p(r) with |r| <= ln(2) / 2 and Cephes' expf polynomial. Zero below -87.3, finite above 88. */
+INLINE FloatV exponential(FloatV x) {
+    IntV vanishes = x < -87.3f;
+    x = choose(x > 88.0f, splat(88.0f), choose(vanishes, splat(-87.3f), x));
+    FloatV n = round_even(x * 1.44269504f);
+    FloatV r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    FloatV p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = (p * (r * r) + r) + 1.0f;
+    IntV power = (__builtin_convertvector(n, IntV) + 127) << 23;
+    return choose(vanishes, splat(0.0f), p * (FloatV)power);
+}
+
+INLINE Float16 splat16(float x) {
+    Float16 y;
+    EACH(p) y.v[p] = splat(x);
+    return y;
+}
+
+INLINE Float16 load16(const float *x) {
+    Float16 y;
+    EACH(p) memcpy(&y.v[p], x + p * LANES, sizeof y.v[p]);
+    return y;
+}
+
+INLINE void store16(float *y, Float16 x) {
+    EACH(p) memcpy(y + p * LANES, &x.v[p], sizeof x.v[p]);
+}
+
+INLINE Float16 load_bfloat16(const uint8_t *bits) {
+    Float16 y;
+    EACH(p) {
+        HalfV x;
+        memcpy(&x, bits + p * sizeof x, sizeof x);
+        y.v[p] = (FloatV)(__builtin_convertvector(x, UintV) << 16);
+    }
+    return y;
+}
+
+/* Halves are folded onto each other: one tree for every level. */
+#define FOLD(y, width, combine) \
+    _Pragma("GCC unroll 8") for (int i = 0; i < width; i++) y[i] = combine(y[i], y[i + width])
+#define SUM(a, b) ((a) + (b))
+#define LARGER(a, b) ((b) > (a) ? (b) : (a))
+
+INLINE float sum16(Float16 x) {
+    float y[16];
+    store16(y, x);
+    FOLD(y, 8, SUM);
+    FOLD(y, 4, SUM);
+    FOLD(y, 2, SUM);
+    return y[0] + y[1];
+}
+
+INLINE float max16(Float16 x) {
+    float y[16];
+    store16(y, x);
+    FOLD(y, 8, LARGER);
+    FOLD(y, 4, LARGER);
+    FOLD(y, 2, LARGER);
+    return LARGER(y[0], y[1]);
+}
+
+#endif

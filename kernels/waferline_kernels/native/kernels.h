@@ -1,0 +1,65 @@
+/* The kernel table: what one instruction-set level provides. Dispatch, tests and microbenchmarks read it.
+ *
+ * Rows of float32 buffers are padded with zeros to whole vectors of 16, so a kernel may read and write them whole. Every
+ * float operation is rounded by itself, in the same order on every level, whatever the number of rows: all levels give
+ * the same bits. */
+#ifndef WAFERLINE_KERNELS_H
+#define WAFERLINE_KERNELS_H
+
+#include "waferline.h"
+
+/* Quantised activations: see tiles.quantize_rows. */
+typedef struct {
+    int8_t *codes;    /* [rows][codes_stride], zero-padded */
+    float *scales;    /* [rows][groups_stride] */
+    int32_t *sums;    /* [rows][groups_stride]: each group's sum of codes, by which the weights' zero point is taken off */
+    int64_t codes_stride, groups_stride;
+} QuantizedRows;
+
+typedef struct {
+    const uint8_t *strips; /* the worker's share: strips first .. first + count - 1 */
+    int32_t first, count;
+    int64_t strip_bytes;
+    int32_t k, group, rows;
+    int32_t epilogue;
+    const float *x; /* [rows][x_stride], for float formats */
+    int64_t x_stride;
+    QuantizedRows act;
+    const float *bias; /* [16 * strips] or NULL */
+    float *dst;        /* [rows][dst_stride] */
+    int64_t dst_stride;
+} Matmul;
+
+typedef struct {
+    const float *kv;              /* this layer's tiles: [num_blocks][kv_heads][keys [head_dim][16], values [16][value_stride]] */
+    const int32_t *block_table;
+    const float *query;           /* [head_dim], rotated */
+    float *context;               /* [head_dim] */
+    int32_t position, head_dim, value_stride;
+    int64_t head_offset, block_stride; /* floats: of the KV head within a block, from one block to the next */
+    float scale;
+} Attention;
+
+typedef struct {
+    const char *level;
+    void (*matmul[4])(const Matmul *); /* by the weights' format */
+    /* y[k] = x[k] / sqrt(mean(x^2) + eps) * gain[k] */
+    void (*rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y);
+    /* one row: x[k] -> codes[k], scales[groups], sums[groups] */
+    void (*quantize)(const float *x, int32_t k, int32_t group, int8_t *codes, float *scales, int32_t *sums);
+    void (*attend)(const Attention *);
+    /* the largest of x[n]; NaNs are passed over */
+    float (*max)(const float *x, int32_t n);
+    /* y[i] = exp(x[i] - shift); returns the sum in double, over fixed chunks */
+    double (*exp_sum)(const float *x, int32_t n, float shift, float *y);
+    /* a plain prefetched read of bytes (a multiple of 64), what a bandwidth limit is measured with */
+    uint64_t (*read)(const uint8_t *x, int64_t bytes);
+} KernelTable;
+
+extern const KernelTable kernels_base;
+#ifdef __x86_64__
+extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avx512;
+#endif
+
+#endif

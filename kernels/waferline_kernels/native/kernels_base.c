@@ -1,0 +1,55 @@
+/* base: plain C with GCC/Clang vector extensions, for any processor.
+ *
+ * The dot product: weights are signed after flipping their top bit, and split into 16-bit even and odd halves; a pair of
+ * products of |w| <= 128 and |a| <= 127 stays within 32,512, so it is summed in 16 bits before it is widened. Some dozen
+ * instructions for 16 bytes of weights and a row. */
+#define LEVEL base
+#define LEVEL_NAME "base"
+#define LEVEL_MAX_ROWS 2
+#define LANES 4
+#include "kernel_types.h"
+
+typedef int16_t ShortV __attribute__((vector_size(4 * LANES)));
+
+/* 16 columns x 4 K of codes, ready to multiply: w[k = 0, 2] and w[k = 1, 3] of each column. */
+typedef struct {
+    ShortV even[PARTS], odd[PARTS];
+} Line;
+
+enum { CODES_ARE_SIGNED = 1 };
+
+INLINE Line load_q8(const uint8_t *codes) {
+    Line line;
+    EACH(p) {
+        ShortV pairs;
+        memcpy(&pairs, codes + 4 * LANES * p, sizeof pairs);
+        pairs = pairs ^ (int16_t)0x8080;
+        line.even[p] = (pairs << 8) >> 8;
+        line.odd[p] = pairs >> 8;
+    }
+    return line;
+}
+
+INLINE void load_q4(const uint8_t *codes, Line *low, Line *high) {
+    EACH(p) {
+        ShortV pairs;
+        memcpy(&pairs, codes + 4 * LANES * p, sizeof pairs);
+        low->even[p] = (pairs & 15) - Q4_ZERO_POINT;
+        high->even[p] = (pairs >> 4 & 15) - Q4_ZERO_POINT;
+        low->odd[p] = (pairs >> 8 & 15) - Q4_ZERO_POINT;
+        high->odd[p] = (pairs >> 12 & 15) - Q4_ZERO_POINT;
+    }
+}
+
+INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
+    const IntV zero = {0};
+    const ShortV even = (ShortV)(zero + (int32_t)((uint32_t)a[2] << 16 | (uint16_t)a[0]));
+    const ShortV odd = (ShortV)(zero + (int32_t)((uint32_t)a[3] << 16 | (uint16_t)a[1]));
+    EACH(p) {
+        IntV sums = (IntV)(line.even[p] * even + line.odd[p] * odd);
+        isum.v[p] = isum.v[p] + ((sums << 16) >> 16) + (sums >> 16);
+    }
+    return isum;
+}
+
+#include "kernel_body.h"

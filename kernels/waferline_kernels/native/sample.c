@@ -1,0 +1,147 @@
+#include "sample.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "philox.h"
+
+static void penalize(float *z, const Sampling *params, const int32_t *tokens, int32_t num_tokens, int32_t *counts) {
+    const int32_t num_prompt = params->num_prompt_tokens;
+    if (num_tokens - num_prompt < params->min_tokens)
+        for (int i = 0; i < params->num_stop_ids; i++) z[params->stop_ids[i]] = -INFINITY;
+    if (params->repetition_penalty != 1.0f) {
+        for (int i = 0; i < num_tokens; i++) {
+            const int32_t t = tokens[i];
+            if (counts[t]++ == 0) z[t] = z[t] > 0 ? z[t] / params->repetition_penalty : z[t] * params->repetition_penalty;
+        }
+        for (int i = 0; i < num_tokens; i++) counts[tokens[i]] = 0;
+    }
+    if (params->frequency_penalty != 0.0f || params->presence_penalty != 0.0f) {
+        for (int i = num_prompt; i < num_tokens; i++) counts[tokens[i]]++;
+        for (int i = num_prompt; i < num_tokens; i++) {
+            const int32_t t = tokens[i];
+            if (counts[t] > 0) z[t] = z[t] - ((float)counts[t] * params->frequency_penalty + params->presence_penalty);
+            counts[t] = 0;
+        }
+    }
+}
+
+static int32_t first_equal(const float *z, int32_t n, float value) {
+    for (int32_t i = 0; i < n; i++)
+        if (z[i] == value) return i;
+    return 0; /* nothing but NaNs: any token will do, as long as it is one */
+}
+
+/* A heap of token ids, the best on top: the larger value, then the lower id. */
+static int is_better(const float *z, int32_t a, int32_t b) {
+    return z[a] > z[b] || (z[a] == z[b] && a < b);
+}
+
+static void sift_down(int32_t *heap, int32_t size, int32_t at, const float *z) {
+    for (;;) {
+        int32_t best = at, left = 2 * at + 1;
+        if (left < size && is_better(z, heap[left], heap[best])) best = left;
+        if (left + 1 < size && is_better(z, heap[left + 1], heap[best])) best = left + 1;
+        if (best == at) return;
+        const int32_t swap = heap[at];
+        heap[at] = heap[best];
+        heap[best] = swap;
+        at = best;
+    }
+}
+
+static void heapify(int32_t *heap, int32_t size, const float *z) {
+    for (int32_t at = size / 2 - 1; at >= 0; at--) sift_down(heap, size, at, z);
+}
+
+/* Take the best id; it moves to heap[size - 1], so that those taken lie behind the heap, the best last. */
+static int32_t pop(int32_t *heap, int32_t size, const float *z) {
+    const int32_t best = heap[0];
+    heap[0] = heap[size - 1];
+    heap[size - 1] = best;
+    sift_down(heap, size - 1, 0, z);
+    return best;
+}
+
+/* Draw in proportion to the weights, in the order of the ids. */
+static int32_t draw_any(const float *weights, int32_t vocab, double total, double u) {
+    const double target = u * total;
+    double cumulative = 0.0;
+    int32_t last = 0;
+    for (int32_t i = 0; i < vocab; i++) {
+        if (weights[i] == 0.0f) continue;
+        last = i;
+        cumulative += weights[i];
+        if (cumulative > target) return i;
+    }
+    return last; /* rounding left the target at the end of the sum */
+}
+
+/* Draw among the best: at most top_k, and no more than reach top_p of their sum. */
+static int32_t draw_best(const float *z, const float *weights, int32_t vocab, double total, const Sampling *params, double u,
+                         int32_t *heap) {
+    int32_t size = 0;
+    for (int32_t i = 0; i < vocab; i++)
+        if (weights[i] > 0.0f) heap[size++] = i;
+    if (size == 0) return 0;
+    heapify(heap, size, z);
+    const int32_t limit = params->top_k > 0 && params->top_k < size ? params->top_k : size;
+    int32_t kept = 0;
+    double sum = 0.0;
+    if (limit < size) { /* top_p is a share of the top_k's sum */
+        total = 0.0;
+        for (; kept < limit; kept++) total += weights[pop(heap, size - kept, z)];
+        kept = 0;
+        while (kept < limit && (kept == 0 || sum < params->top_p * total)) sum += weights[heap[size - 1 - kept++]];
+    } else {
+        while (kept < limit && (kept == 0 || sum < params->top_p * total)) sum += weights[pop(heap, size - kept++, z)];
+    }
+    const double target = u * sum;
+    double cumulative = 0.0;
+    for (int32_t i = 0; i < kept; i++) {
+        cumulative += weights[heap[size - 1 - i]];
+        if (cumulative > target) return heap[size - 1 - i];
+    }
+    return heap[size - kept];
+}
+
+int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vocab, const Sampling *params,
+                     const int32_t *tokens, int32_t num_tokens, SampleScratch *scratch) {
+    float *z = scratch->logits, *weights = scratch->weights;
+    memcpy(z, logits, (size_t)vocab * sizeof *z);
+    penalize(z, params, tokens, num_tokens, scratch->counts);
+    if (params->temperature == 0.0f) return first_equal(z, vocab, kernels->max(z, vocab));
+    for (int32_t i = 0; i < vocab; i++) z[i] = z[i] / params->temperature;
+    double total = kernels->exp_sum(z, vocab, kernels->max(z, vocab), weights);
+    if (params->min_p > 0.0f) {
+        total = 0.0;
+        for (int32_t i = 0; i < vocab; i++) {
+            if (weights[i] < params->min_p) weights[i] = 0.0f;
+            total += weights[i];
+        }
+    }
+    const double u = philox_uniform(params->seed, (uint32_t)params->completion_index, (uint32_t)num_tokens);
+    if (params->top_k <= 0 && params->top_p >= 1.0f) return draw_any(weights, vocab, total, u);
+    return draw_best(z, weights, vocab, total, params, u, scratch->ids);
+}
+
+void score_token(const KernelTable *kernels, const float *logits, int32_t vocab, int32_t num_top, Entry *entry,
+                 SampleScratch *scratch) {
+    const float largest = kernels->max(logits, vocab);
+    const float log_sum = (float)log(kernels->exp_sum(logits, vocab, largest, scratch->weights));
+    const float chosen = logits[entry->token];
+    entry->num_top = num_top < vocab ? num_top : vocab;
+    entry->rank = 1;
+    for (int32_t i = 0; i < vocab; i++) {
+        entry->rank += logits[i] > chosen;
+        scratch->ids[i] = i;
+    }
+    entry->logprob = chosen - largest - log_sum;
+    if (entry->num_top == 0) return;
+    heapify(scratch->ids, vocab, logits);
+    for (int32_t i = 0; i < entry->num_top; i++) {
+        const int32_t id = pop(scratch->ids, vocab - i, logits);
+        entry->top_ids[i] = id;
+        entry->top_logprobs[i] = logits[id] - largest - log_sum;
+    }
+}

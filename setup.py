@@ -1,0 +1,73 @@
+"""Builds the one native extension: plain C files, each instruction-set level with its own flags.
+
+Where there is no C compiler, or the build fails, the package installs without it and runs on its numba backend.
+"""
+
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+NATIVE = Path("kernels/waferline_kernels/native")
+FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
+# -march levels and not single features, so that a CFLAGS=-march=native of the user's cannot leak into the base files.
+X86_BASE = ["-march=x86-64", "-mtune=generic"]
+LEVEL_FLAGS = {
+    "kernels_avx2": ["-march=x86-64-v3"],
+    "kernels_avx512": ["-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"],
+}
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+
+
+def sources():
+    """All C files but those of levels that this processor family does not have."""
+    files = sorted(NATIVE.glob("*.c"))
+    return [str(NATIVE / "_native.pyx")] + [
+        str(f) for f in files if f.name != "_native.c" and (IS_X86 or f.stem not in LEVEL_FLAGS)
+    ]
+
+
+class BuildNative(build_ext):
+    def build_extensions(self):
+        compile_one = self.compiler._compile
+
+        def compile_with_level(obj, src, ext, cc_args, extra_postargs, pp_opts):
+            level = LEVEL_FLAGS.get(Path(src).stem, X86_BASE) if IS_X86 else []
+            return compile_one(obj, src, ext, cc_args, [*extra_postargs, *level], pp_opts)
+
+        self.compiler._compile = compile_with_level
+        super().build_extensions()
+
+    def run(self):
+        try:
+            super().run()
+        except Exception as error:
+            if os.environ.get("WAFERLINE_REQUIRE_NATIVE"):
+                raise
+            message = f"waferline's native backend was NOT built; its slower numba backend will run instead: {error}"
+            warnings.warn(message, stacklevel=1)
+            print(f"\n*** {message}\n", file=sys.stderr)
+
+
+setup(
+    packages=find_packages("engine") + find_packages("kernels"),
+    package_dir={"waferline": "engine/waferline", "waferline_kernels": "kernels/waferline_kernels"},
+    package_data={
+        "waferline": ["py.typed", "demo/model/*", "demo/*.md"],
+        "waferline_kernels": ["py.typed", "native/_native.pyi"],
+    },
+    ext_modules=[
+        Extension(
+            "waferline_kernels.native._native",
+            sources=sources(),
+            depends=["setup.py", *map(str, sorted(NATIVE.glob("*.h")))],
+            extra_compile_args=FLAGS,
+            extra_link_args=["-pthread"],
+        )
+    ],
+    cmdclass={"build_ext": BuildNative},
+)

@@ -1,0 +1,146 @@
+"""The sample instruction of every executor against its numpy statement, and the statement against what it promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from helpers import TARGETS, fill_slot
+from programs import even_placement, make_executor, make_limits, matmul_program
+from waferline_kernels.executor import Executor
+from waferline_kernels.sampling import log_softmax, penalized_logits, sample_token
+from waferline_kernels.sequences import SAMPLING, SPAN
+from waferline_kernels.tiles import F32
+
+VOCAB = 83
+PROGRAM, WEIGHTS = matmul_program(VOCAB, 8, F32)
+PARAMETERS = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 0.3, 1.0, 3.0]),
+        "top_k": st.sampled_from([0, 1, 5, 82, 1000]),
+        "top_p": st.sampled_from([1.0, 0.9, 0.5, 1e-6]),
+        "min_p": st.sampled_from([0.0, 0.1, 1.0]),
+        "presence_penalty": st.sampled_from([0.0, 0.7, -2.0]),
+        "frequency_penalty": st.sampled_from([0.0, 0.4, -1.0]),
+        "repetition_penalty": st.sampled_from([1.0, 1.5, 0.8]),
+        "min_tokens": st.sampled_from([0, 6]),
+        "stop_ids": st.lists(st.integers(0, VOCAB - 1), max_size=5),
+        "completion_index": st.integers(0, 3),
+        "seed": st.integers(0, 2**64 - 1),
+        "num_prompt_tokens": st.sampled_from([1, 4]),
+    }
+)
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def executor(request: pytest.FixtureRequest) -> Any:
+    made = make_executor(str(request.param), PROGRAM, even_placement(PROGRAM, 1), WEIGHTS, make_limits())
+    yield made
+    made.close()
+
+
+def sample(executor: Executor, tokens: list[int], **sampling: Any) -> tuple[np.void, np.ndarray]:
+    """One step over the last of ``tokens``: its entry and the logits it was sampled from."""
+    fill_slot(executor, 0, tokens, **sampling)
+    executor.run(PROGRAM, np.array([(0, len(tokens) - 1, 1, 1)], SPAN), 1)
+    return executor.ring.drain()[0], executor.logits[0, :VOCAB].copy()
+
+
+@given(PARAMETERS, st.lists(st.integers(0, VOCAB - 1), min_size=4, max_size=20))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_token_is_the_one_that_numpy_states(
+    executor: Executor, sampling: dict[str, Any], tokens: list[int]
+) -> None:
+    entry, logits = sample(executor, tokens, **sampling)
+    params = executor.sequences.sampling[0]
+    expected = sample_token(logits, params, np.array(tokens, np.int32))
+    if entry["token"] != expected:
+        # Both computed the same distribution; a draw at its very edge may fall to either side of rounding.
+        z = penalized_logits(logits, params, np.array(tokens, np.int32))
+        weights = np.exp((z - z.max()) / max(params["temperature"], 1e-9)).astype(np.float64)
+        assert weights[[expected, entry["token"]]].min() < 1e-6 * weights.sum()
+
+
+def test_draws_follow_the_distribution(executor: Executor) -> None:
+    _, logits = sample(executor, [3])
+    counts = np.zeros(VOCAB)
+    draws = 4000
+    for seed in range(draws):
+        counts[sample(executor, [3], temperature=1.5, seed=seed)[0]["token"]] += 1
+    expected = draws * np.exp(log_softmax(logits / np.float32(1.5)))
+    chi_square = ((counts - expected) ** 2 / expected).sum()
+    assert chi_square < VOCAB - 1 + 5 * np.sqrt(2 * (VOCAB - 1))
+
+
+@pytest.mark.parametrize("num_logprobs", [0, 1, 20])
+def test_logprobs_are_those_of_the_raw_logits(executor: Executor, num_logprobs: int) -> None:
+    entry, logits = sample(executor, [3, 9], num_logprobs=num_logprobs, temperature=0.7, presence_penalty=1.0, seed=4)
+    expected = log_softmax(logits)
+    order = np.argsort(-logits, kind="stable")
+    assert entry["num_top"] == num_logprobs
+    assert entry["logprob"] == pytest.approx(expected[entry["token"]], abs=1e-5)
+    assert entry["rank"] == 1 + order.tolist().index(entry["token"])
+    assert entry["top_ids"][:num_logprobs].tolist() == order[:num_logprobs].tolist()
+    np.testing.assert_allclose(entry["top_logprobs"][:num_logprobs], expected[order[:num_logprobs]], atol=1e-5)
+
+
+def test_prompt_tokens_are_scored(executor: Executor) -> None:
+    tokens = [3, 9, 27, 81]
+    fill_slot(executor, 0, tokens, num_prompt_logprobs=2)
+    executor.run(PROGRAM, np.array([(0, 0, 4, 4)], SPAN), 1)
+    entries, logits = executor.ring.drain(), executor.logits[:4, :VOCAB]
+    assert entries["is_prompt"].tolist() == [1, 1, 1, 0]
+    assert entries["position"].tolist() == [1, 2, 3, 4]
+    assert entries["token"][:3].tolist() == tokens[1:]
+    assert entries["num_top"].tolist() == [2, 2, 2, -1]
+    for row in range(3):
+        assert entries["logprob"][row] == pytest.approx(log_softmax(logits[row])[tokens[row + 1]], abs=1e-5)
+
+
+def test_what_the_statement_promises() -> None:
+    logits = np.array([1.0, 3.0, 3.0, 2.0, -1.0], np.float32)
+    params = np.zeros((), SAMPLING)
+    params["top_p"] = params["repetition_penalty"] = 1
+    none = np.zeros(0, np.int32)
+    assert sample_token(logits, params, none) == 1  # ties go to the lowest id
+    params["temperature"] = 1
+    draws = {(k, p, m): set() for k, p, m in [(2, 1.0, 0), (0, 0.5, 0), (0, 1.0, 0.3), (0, 1.0, 0)]}
+    for top_k, top_p, min_p in draws:
+        params["top_k"], params["top_p"], params["min_p"] = top_k, top_p, min_p
+        for seed in range(300):
+            params["seed"] = seed
+            draws[top_k, top_p, min_p].add(sample_token(logits, params, none))
+    assert draws[2, 1.0, 0] == {1, 2}
+    assert draws[0, 0.5, 0] == {1, 2}
+    assert draws[0, 1.0, 0.3] == {1, 2, 3}
+    assert draws[0, 1.0, 0] == {0, 1, 2, 3, 4}
+
+
+def test_penalties_mean_what_they_say() -> None:
+    logits = np.array([2.0, -2.0, 1.0, 1.0], np.float32)
+    params = np.zeros((), SAMPLING)
+    params["repetition_penalty"], params["presence_penalty"], params["frequency_penalty"] = 2.0, 0.5, 0.25
+    params["num_prompt_tokens"] = 1
+    penalized = penalized_logits(logits, params, np.array([0, 1, 2, 2], np.int32))
+    assert penalized.tolist() == [1.0, -4.0 - 0.75, 0.5 - 1.0, 1.0]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_crash_nothing(executor: Executor, value: float) -> None:
+    weights = {name: array.copy() for name, array in WEIGHTS.items()}
+    weights["matrix"].view(np.float32)[:] = value
+    other = make_executor(_target(executor), PROGRAM, even_placement(PROGRAM, 1), weights, make_limits())
+    try:
+        for sampling in ({}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "top_p": 0.9}, {"num_logprobs": 3}):
+            entry, _ = sample(other, [3], **sampling)
+            assert 0 <= entry["token"] < VOCAB
+    finally:
+        other.close()
+
+
+def _target(executor: Executor) -> str:
+    return f"native-{executor.level}" if executor.name == "native" else executor.name
