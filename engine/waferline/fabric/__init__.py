@@ -1,0 +1,1 @@
+"""Where weights live: cores and their memory levels, placement, residency."""

@@ -1,0 +1,1 @@
+"""What a model is: architectures as data, checkpoints, packing, tokenizers, and the compiler that makes programs."""

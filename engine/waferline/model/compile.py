@@ -1,0 +1,123 @@
+"""The compiler: a model's config becomes the program that every backend runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from waferline_kernels.program import NO_TENSOR, Buffer, Epilogue, Op, Program, ProgramBuilder, TensorSpec
+from waferline_kernels.tiles import TileFormat
+
+from .spec import ModelConfig
+
+
+def compile_program(config: ModelConfig, format: TileFormat, max_model_len: int) -> Program:
+    """The program of a step, its matrices in ``format`` and its rotary table for ``max_model_len`` positions.
+
+    Float formats take their activations as they are; quantised ones have each matmul's input quantised before it.
+    """
+    return _Compiler(config, format, max_model_len).program()
+
+
+def program_tensors(config: ModelConfig, format: TileFormat, max_model_len: int) -> Iterator[TensorSpec]:
+    """The tensors in the order in which a step reads them. A tied embedding is gathered from ``logits``."""
+    hidden, ffn, context, qkv = config.hidden, config.ffn, config.heads * config.head_dim, config.dims.qkv
+
+    def table(name: str, k: int, n: int = 1) -> TensorSpec:
+        return TensorSpec(name, n, k, is_table=True)
+
+    if not config.tied:
+        yield TensorSpec("embed", config.vocab, hidden, format)
+    yield table("rope", config.head_dim, max_model_len)
+    for layer in range(config.layers):
+        at = f"layers.{layer}."
+        yield table(at + "input_norm", hidden)
+        yield TensorSpec(at + "qkv", qkv, hidden, format)
+        if config.qkv_bias:
+            yield table(at + "qkv_bias", qkv)
+        yield TensorSpec(at + "o", hidden, context, format)
+        if config.o_bias:
+            yield table(at + "o_bias", hidden)
+        yield table(at + "post_norm", hidden)
+        yield TensorSpec(at + "gate_up", ffn, hidden, format, interleaved=True)
+        yield TensorSpec(at + "down", hidden, ffn, format)
+    yield table("norm", hidden)
+    yield TensorSpec("logits", config.vocab, hidden, format)
+
+
+class _Compiler:
+    """Emits the instructions of one program over tensors that are declared first."""
+
+    def __init__(self, config: ModelConfig, format: TileFormat, max_model_len: int) -> None:
+        self._config = config
+        self._group = format.group
+        self._layer = 0  # what instructions are emitted for
+        self._builder = ProgramBuilder(config.dims)
+        self._specs = {spec.name: spec for spec in program_tensors(config, format, max_model_len)}
+        self._ids = {name: self._builder.tensor(spec) for name, spec in self._specs.items()}
+
+    def program(self) -> Program:
+        config, emit = self._config, self._builder.emit
+        embedding = self._ids["logits" if config.tied else "embed"]
+        emit(Op.EMBED, Buffer.X, Buffer.X, weight=embedding, k=config.hidden, n=config.hidden)
+        for self._layer in range(config.layers):
+            self._attention(f"layers.{self._layer}.")
+            self._feed_forward(f"layers.{self._layer}.")
+        self._layer = 0
+        self._norm("norm", wanted_rows=True)
+        self._matmul("logits", Buffer.ACT, Buffer.LOGITS, op=Op.LOGITS)
+        emit(Op.SAMPLE, Buffer.LOGITS, Buffer.LOGITS, k=config.vocab, n=config.vocab)
+        return self._builder.build()
+
+    def _attention(self, at: str) -> None:
+        dims, emit, layer = self._config.dims, self._builder.emit, self._layer
+        context = dims.heads * dims.head_dim
+        self._norm(at + "input_norm")
+        self._matmul(at + "qkv", Buffer.ACT, Buffer.QKV)
+        emit(Op.ROTARY, Buffer.QKV, Buffer.QKV, weight=self._ids["rope"], layer=layer, k=dims.qkv, n=dims.qkv)
+        emit(Op.ATTEND, Buffer.QKV, Buffer.CTX, layer=layer, k=dims.qkv, n=context)
+        self._matmul(at + "o", self._quantized(Buffer.CTX, context), Buffer.X, Epilogue.ADD)
+
+    def _feed_forward(self, at: str) -> None:
+        self._norm(at + "post_norm")
+        self._matmul(at + "gate_up", Buffer.ACT, Buffer.FFN, Epilogue.SILU_MUL)
+        self._matmul(at + "down", self._quantized(Buffer.FFN, self._config.ffn), Buffer.X, Epilogue.ADD)
+
+    def _norm(self, name: str, wanted_rows: bool = False) -> None:
+        hidden = self._config.hidden
+        self._builder.emit(
+            Op.NORM,
+            Buffer.X,
+            Buffer.ACT,
+            weight=self._ids[name],
+            layer=self._layer,
+            k=hidden,
+            n=hidden,
+            group=self._group,
+            wanted_rows=wanted_rows,
+            eps=self._config.norm_eps,
+        )
+
+    def _quantized(self, src: Buffer, k: int) -> Buffer:
+        """The buffer from which a matmul reads ``src``: its codes where the weights are quantised."""
+        if not self._group:
+            return src
+        self._builder.emit(Op.QUANTIZE, src, Buffer.ACT, layer=self._layer, k=k, n=k, group=self._group)
+        return Buffer.ACT
+
+    def _matmul(
+        self, name: str, src: Buffer, dst: Buffer, epilogue: Epilogue = Epilogue.STORE, op: Op = Op.MATMUL
+    ) -> None:
+        spec = self._specs[name]
+        self._builder.emit(
+            op,
+            src,
+            dst,
+            weight=self._ids[name],
+            bias=self._ids.get(f"{name}_bias", NO_TENSOR),
+            epilogue=epilogue,
+            layer=self._layer,
+            k=spec.k,
+            n=spec.n,
+            group=self._group,
+            wanted_rows=op is Op.LOGITS,
+        )

@@ -1,0 +1,137 @@
+"""Packed files: a model whose tensors lie as the kernels read them, so that loading converts nothing.
+
+A packed file is a safetensors container. Its tensors are, in this order: the program's matrices in execution order
+(uint8 ``[num_strips, strip_bytes]``, each at a multiple of 64 bytes), its tables (float32; without ``rope``, which is
+computed for the ``max_model_len`` in force), and the model's small files, verbatim (uint8, such as ``config.json``).
+Its metadata::
+
+    format          "waferline-packed"
+    format_version  "1"
+    dtype           "q8"                        the matrices' format, and
+    group           "64"                        the K that share one of its scales (0: none)
+    sources         {"model.safetensors": ...}  SHA-256 of every file it was made from
+    waferline       "0.1.0"                     the version that packed it
+
+The same sources packed by the same version give the same bytes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from waferline_kernels.program import Program, TensorSpec
+from waferline_kernels.tiles import FORMATS
+
+from .checkpoint import OPTIONAL_FILES, REQUIRED_FILES, Checkpoint, file_sha256, read_side_files
+from .compile import compile_program
+from .errors import ModelError
+from .fields import Fields
+from .packing import checkpoint_weights, rope_table
+from .spec import ModelConfig, parse_config
+from .tensor_file import LazyWeights, TensorFile, TensorInfo, write_tensor_file
+
+FORMAT = "waferline-packed"
+FORMAT_VERSION = "1"
+
+
+def write_packed(folder: Path, out: Path, dtype: str) -> None:
+    """Pack the Hugging Face folder ``folder`` into the file ``out``, its matrices in ``dtype``.
+
+    Raises ModelError for a folder that cannot be loaded and for an ``out`` that cannot be written.
+    """
+    files = read_side_files(folder)
+    config = parse_config(Fields.parse(files["config.json"], str(folder / "config.json")))
+    checkpoint = Checkpoint(folder)
+    program = compile_program(config, FORMATS[dtype], config.max_position_embeddings)
+    weights = checkpoint_weights(checkpoint, config, program)
+    sources = [*(folder / name for name in files), *checkpoint.paths]
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "dtype": dtype,
+        "group": str(FORMATS[dtype].group),
+        "sources": json.dumps({path.name: file_sha256(path) for path in sources}, sort_keys=True),
+        "waferline": _waferline_version(),
+    }
+    side_files = {name: TensorInfo("U8", (len(data),)) for name, data in files.items()}
+    try:
+        write_tensor_file(
+            out,
+            metadata,
+            _packed_tensors(program) | side_files,
+            lambda name: np.frombuffer(files[name], np.uint8) if name in files else weights[name],
+        )
+    except OSError as error:
+        raise ModelError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+class PackedFile:
+    """A packed file, mapped. Raises ModelError for one that is malformed or of another format or version."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = TensorFile(path)
+        metadata = self._file.metadata
+        self._check("format", (FORMAT,), "for a checkpoint give the folder it lies in")
+        self._check("format_version", (FORMAT_VERSION,), "pack the model again")
+        self._check("dtype", tuple(FORMATS), "pack the model again")
+        self._check("group", (str(FORMATS[metadata["dtype"]].group),), "pack the model again")
+        self.path = path
+        self.dtype = metadata["dtype"]
+        self.files = {name: self._side_file(name) for name in REQUIRED_FILES} | {
+            name: self._side_file(name) for name in OPTIONAL_FILES if name in self._file.tensors
+        }
+
+    def _check(self, field: str, allowed: tuple[str, ...], advice: str) -> None:
+        found = self._file.metadata.get(field)
+        if found not in allowed:
+            raise ModelError(f"{self._file.path}: {field}: {found!r}, expected {' or '.join(allowed)}; {advice}")
+
+    def _side_file(self, name: str) -> bytes:
+        info = self._file.tensors.get(name)
+        if info is None or info.dtype != "U8":
+            raise ModelError(f"{self._file.path}: {name} is {info or 'missing'}, expected the file's bytes as U8")
+        return self._file.view(name).tobytes()
+
+    def weights(self, config: ModelConfig, program: Program) -> LazyWeights:
+        """Views of the tensors of ``program``, whose names and shapes are checked."""
+        expected = _packed_tensors(program)
+        for name, info in expected.items():
+            found = self._file.tensors.get(name, "missing")
+            if found != info:
+                raise ModelError(f"{self.path}: tensor {name!r} is {found}, expected {info}")
+        for name in self._file.tensors.keys() - expected.keys() - self.files.keys():
+            raise ModelError(f"{self.path}: tensor {name!r} is not one that this model has")
+        return LazyWeights(
+            {
+                spec.name: partial(self._file.view, spec.name)
+                if spec.name in expected
+                else partial(rope_table, config, spec)
+                for spec in program.tensors
+            }
+        )
+
+
+def _packed_tensors(program: Program) -> dict[str, TensorInfo]:
+    """What a packed file holds of ``program``: matrices, whose sizes are multiples of 64 bytes, before tables."""
+
+    def info(spec: TensorSpec) -> TensorInfo:
+        return (
+            TensorInfo("F32", (spec.n, spec.k))
+            if spec.is_table
+            else TensorInfo("U8", (spec.num_strips, spec.strip_bytes))
+        )
+
+    stored = [spec for spec in program.tensors if spec.name != "rope"]
+    return {spec.name: info(spec) for spec in sorted(stored, key=lambda spec: spec.is_table)}
+
+
+def _waferline_version() -> str:
+    try:
+        return importlib.metadata.version("waferline")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "unknown"
