@@ -1,0 +1,244 @@
+"""The embedded API: LLM for plain Python, AsyncLLM for asyncio; both thin over an EngineCore in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import queue
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+from .model.load import load_model
+from .model.tokenizer import Tokenizer
+from .runtime.engine_core import EngineCore
+from .runtime.errors import DUPLICATE_ID, RequestFailed
+from .runtime.messages import Delta, EngineOutput, Finished, GenerateRequest, RequestError
+from .runtime.outputs import RequestCollector, RequestOutput, result_of_prompt
+from .runtime.prompts import Prompt, Prompts, pair_prompts
+from .runtime.sampling_params import SamplingParams
+
+Sink = Callable[[EngineOutput], None]
+
+
+class _EmbeddedEngine:
+    """What both have in common: an EngineCore, and a sink for each request's messages."""
+
+    def __init__(
+        self,
+        model: str | Path = "demo",
+        *,
+        dtype: str | None = None,
+        threads: int | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 16,
+        max_num_batched_tokens: int = 512,
+        kv_cache_memory: int | None = None,
+        kv_dtype: str = "auto",
+    ) -> None:
+        """Load ``model``: "demo", a Hugging Face folder or a packed file.
+
+        ``dtype``: of the weights, "q4", "q8", "bf16" or "f32"; None: "q8", or what a packed file has. ``threads``: None
+        leaves it to the model's size and the machine. ``max_model_len``: tokens of a sequence, prompt and completion;
+        None: as many as the model was made for and the KV cache holds. ``max_num_seqs``: completions that run at once;
+        more wait. ``max_num_batched_tokens``: rows of a step. ``kv_cache_memory``: bytes; None: half of the free
+        memory, and no more than can be used. ``kv_dtype``: "auto" or "f32".
+
+        Raises ModelError, ValueError or TypeError, naming what is wrong.
+        """
+        self._sinks: dict[str, Sink] = {}
+        self._core = EngineCore(
+            load_model(model, dtype, max_model_len),
+            threads=threads,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_memory=kv_cache_memory,
+            kv_dtype=kv_dtype,
+            on_output=partial(_route, self._sinks),
+        )
+        self._finalizer = weakref.finalize(self, self._core.close)  # at exit too
+        self._numbers = itertools.count()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._core.model.tokenizer
+
+    def stats(self) -> dict[str, Any]:
+        """Counters and gauges of the engine, in vLLM's names; see ``EngineStats``."""
+        stats: dict[str, Any] = msgspec.to_builtins(self._core.stats())
+        return stats
+
+    def close(self) -> None:
+        """End every request and release threads and memory. May be called more than once."""
+        self._finalizer()
+
+    def _submit(self, request_id: str, prompt: Prompt, params: SamplingParams, sink: Sink) -> None:
+        self._sinks[request_id] = sink
+        self._core.add(GenerateRequest(request_id, prompt, params))
+
+    def _withdraw(self, request_id: str) -> None:
+        """Let go of a request; one that has not ended is aborted."""
+        if self._sinks.pop(request_id, None) is not None:
+            self._core.abort(request_id)
+
+    def _new_id(self) -> str:
+        return f"request-{next(self._numbers)}"
+
+    def _submit_all(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | list[SamplingParams] | None,
+        on_done: Callable[[int], None],
+        collectors: list[RequestCollector],
+    ) -> None:
+        """Submit each prompt, with its collector added to ``collectors`` first, so that whatever interrupts this can
+        withdraw them. ``on_done`` is told, from the engine's threads, the index of each that has ended."""
+        for index, (prompt, params) in enumerate(pair_prompts(prompts, sampling_params)):
+            collector = RequestCollector(self._new_id(), prompt, params)
+            collectors.append(collector)
+            self._submit(collector.request_id, prompt, params, partial(_collect, collector, partial(on_done, index)))
+
+
+class LLM(_EmbeddedEngine):
+    """A model in this process.
+
+    >>> with LLM("demo") as llm:                                            # doctest: +SKIP
+    ...     print(llm.generate("Once upon a time")[0].outputs[0].text)
+    """
+
+    def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or a list of them; the outputs, in the order of the prompts.
+
+        A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each. Raises
+        RequestFailed, naming the prompt's index, where one fails; the others are aborted then, as they are by Ctrl-C.
+        """
+        done: queue.SimpleQueue[int] = queue.SimpleQueue()
+        collectors: list[RequestCollector] = []
+        try:
+            self._submit_all(prompts, sampling_params, done.put, collectors)
+            outputs: dict[int, RequestOutput] = {}
+            while len(outputs) < len(collectors):
+                index = done.get()
+                outputs[index] = result_of_prompt(collectors[index], index)
+            return [outputs[index] for index in range(len(collectors))]
+        finally:
+            for collector in collectors:
+                self._withdraw(collector.request_id)
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Delta]:
+        """The tokens of one prompt's completions, each as it is generated.
+
+        The request begins with the first delta asked for. Closing the iterator before its end aborts it. Raises
+        RequestFailed where the request fails.
+        """
+        [(prompt, params)] = pair_prompts([prompt], sampling_params)
+        messages: queue.SimpleQueue[EngineOutput] = queue.SimpleQueue()
+        request_id = self._new_id()
+        try:
+            self._submit(request_id, prompt, params, messages.put)
+            while not is_last(message := messages.get()):
+                if isinstance(message, Delta):
+                    yield message
+        finally:
+            self._withdraw(request_id)
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncLLM(_EmbeddedEngine):
+    """A model in this process, for asyncio: tokens are handed to the event loop as they are generated.
+
+    >>> async with AsyncLLM("demo") as llm:                                 # doctest: +SKIP
+    ...     async for delta in llm.stream("Once upon a time"):
+    ...         print(delta.text, end="", flush=True)
+    """
+
+    async def generate(
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """As ``LLM.generate``; cancelling the task aborts the requests."""
+        loop, done = asyncio.get_running_loop(), asyncio.Queue[int]()
+        collectors: list[RequestCollector] = []
+        try:
+            self._submit_all(prompts, sampling_params, partial(_post, loop, done), collectors)
+            outputs: dict[int, RequestOutput] = {}
+            while len(outputs) < len(collectors):
+                index = await done.get()
+                outputs[index] = result_of_prompt(collectors[index], index)
+            return [outputs[index] for index in range(len(collectors))]
+        finally:
+            for collector in collectors:
+                self._withdraw(collector.request_id)
+
+    async def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+    ) -> AsyncIterator[Delta]:
+        """As ``LLM.stream``. ``request_id`` is what ``abort`` takes; one is made up where it is not given."""
+        [(prompt, params)] = pair_prompts([prompt], sampling_params)
+        request_id = self._new_id() if request_id is None else request_id
+        if request_id in self._sinks:
+            raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
+        loop, messages = asyncio.get_running_loop(), asyncio.Queue[EngineOutput]()
+        try:
+            self._submit(request_id, prompt, params, partial(_post, loop, messages))
+            while not is_last(message := await messages.get()):
+                if isinstance(message, Delta):
+                    yield message
+        finally:
+            self._withdraw(request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """End a stream now: it has no further deltas. Nothing happens where there is none of that id."""
+        self._core.abort(request_id)
+
+    async def __aenter__(self) -> AsyncLLM:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+
+def is_last(message: EngineOutput) -> bool:
+    """Whether a request ends with ``message``. Raises RequestFailed where it ends badly."""
+    if isinstance(message, RequestError):
+        raise RequestFailed(message.code, message.message)
+    return isinstance(message, Finished)
+
+
+def _route(sinks: dict[str, Sink], outputs: list[EngineOutput]) -> None:
+    for output in outputs:
+        sink = sinks.get(output.request_id)
+        if sink is not None:
+            sink(output)
+
+
+def _collect(collector: RequestCollector, on_done: Callable[[], None], output: EngineOutput) -> None:
+    collector.add(output)
+    if collector.is_done:
+        on_done()
+
+
+def _post(loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[Any], message: Any) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+        loop.call_soon_threadsafe(messages.put_nowait, message)

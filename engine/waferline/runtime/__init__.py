@@ -1,0 +1,1 @@
+"""How a step is made: requests, sequences, KV blocks, the scheduler and the engine core."""

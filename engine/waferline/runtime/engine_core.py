@@ -1,0 +1,393 @@
+"""EngineCore: requests in, tokens out. Its loop is ``schedule -> run -> postprocess``.
+
+Two threads serve it. The *engine thread* plans steps and runs them; it sleeps while there is nothing to do. The *drain
+thread* takes tokens from the ring while a run of many steps is still going on, so that each leaves the moment it
+exists; it sleeps otherwise. They share one lock, which neither holds while a step runs. What others ask for goes
+through an inbox that the engine thread empties between runs, so a caller can be interrupted anywhere.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waferline_kernels.executor import RunResult
+
+from ..model.load import Model
+from .errors import DUPLICATE_ID, ENGINE_DEAD, INTERNAL, SHUTTING_DOWN, RequestFailed
+from .executor_setup import ExecutorSetup
+from .messages import Accepted, EngineOutput, Finished, GenerateRequest, RequestError
+from .output_processor import append_prompt_logprobs, append_token, token_logprobs, unpack_entries
+from .request import Request, admit_request
+from .scheduler import ScheduledStep, Scheduler
+from .sequence import Sequence
+from .stats import EngineStats
+
+MAX_DRAIN_WAIT_S = 0.1  # how long after a run the drain thread goes back to sleep
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Abort:
+    request_id: str
+
+
+@dataclass
+class Drain:
+    is_drained: threading.Event
+
+
+@dataclass
+class Close:
+    reason: RequestFailed  # what every request is told that has not ended
+
+
+Command = Request | RequestError | Abort | Drain | Close
+
+
+class EngineCore:
+    """Runs ``model`` for many requests at once.
+
+    ``threads``: workers of a step; None leaves it to the placement. ``max_num_seqs``: sequences that run at once.
+    ``max_model_len``: tokens of a sequence, prompt and completion; None: as many as the model was made for and the KV
+    cache holds. ``max_num_batched_tokens``: rows of a step. ``kv_cache_memory``: bytes; None: half of the free memory,
+    and no more than can be used. ``kv_dtype``: "auto" or "f32".
+
+    ``on_output`` is given every message to the outside, in order, by one thread at a time. It hands them over and
+    returns: nothing else happens in the engine meanwhile.
+
+    Raises ValueError, TypeError or BackendUnavailable for limits that cannot be met. ``close`` must be called at last.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        threads: int | None = None,
+        max_num_seqs: int = 16,
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 512,
+        kv_cache_memory: int | None = None,
+        kv_dtype: str = "auto",
+        on_output: Callable[[list[EngineOutput]], None],
+    ) -> None:
+        self.model = model
+        self._setup = ExecutorSetup(
+            model,
+            threads=threads,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_memory=kv_cache_memory,
+            kv_dtype=kv_dtype,
+        )
+        self._executor = self._setup.executor
+        self._scheduler = Scheduler(self._setup.limits, self._executor.sequences)
+        self._on_output = on_output
+        self._requests: dict[str, Request] = {}
+        self._drains: list[Drain] = []
+        self._refusal: RequestFailed | None = None  # of every further request
+
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+        self._lock = threading.RLock()
+        self._runs_many_steps = threading.Event()
+        self._has_ended = False
+
+        self._num_prompt_tokens = self._num_output_tokens = self._num_steps = 0
+        self._step_seconds = 0.0
+        self._finish_reasons = Counter(stop=0, length=0, abort=0)
+        self._error_codes: Counter[str] = Counter()
+
+        self._engine_thread = threading.Thread(target=self._serve, name="waferline-engine", daemon=True)
+        self._drain_thread = threading.Thread(target=self._serve_ring, name="waferline-drain", daemon=True)
+        self._engine_thread.start()
+        self._drain_thread.start()
+
+    # What others call, from any thread.
+
+    def add(self, message: GenerateRequest) -> None:
+        """Ask for completions; ``on_output`` is told soon whether they are accepted. A prompt that is a string is
+        tokenised in the calling thread."""
+        try:
+            request = admit_request(message, self.model, self._setup.limits.max_model_len)
+            request.sequences = [Sequence(request, index, self.model.tokenizer) for index in range(request.params.n)]
+        except RequestFailed as error:
+            self._post(RequestError(message.request_id, error.code, error.message))
+        except Exception as error:
+            logger.exception("request %s could not be admitted", message.request_id)
+            self._post(RequestError(message.request_id, INTERNAL, f"the request could not be admitted: {error!r}"))
+        else:
+            self._post(request)
+
+    def abort(self, request_id: str) -> None:
+        """End a request after the step at hand; nothing happens where none of that id is running."""
+        self._post(Abort(request_id))
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Refuse further requests and wait for those at hand, at most ``timeout`` seconds; whether all have ended."""
+        drain = Drain(threading.Event())
+        self._post(drain)
+        return drain.is_drained.wait(timeout)
+
+    def close(self) -> None:
+        """End every request with an error, stop the threads and release the memory. May be called more than once."""
+        self._post(Close(RequestFailed(SHUTTING_DOWN, "the engine was closed")))
+        if threading.current_thread() in (self._engine_thread, self._drain_thread):
+            # Garbage collection ran there and found the engine's owner: neither thread can wait for itself.
+            threading.Thread(target=self.close, name="waferline-close").start()
+            return
+        self._engine_thread.join()
+        self._runs_many_steps.set()
+        self._drain_thread.join()
+        with self._lock:
+            self._setup.close()
+
+    def _post(self, command: Command) -> None:
+        self._inbox.put(command)
+        self._executor.wake()
+        if self._has_ended:
+            self._answer_rest()
+
+    def stats(self) -> EngineStats:
+        """The numbers of this moment; what has been asked for but not yet been taken up is in none of them."""
+        setup, scheduler = self._setup, self._scheduler
+        with self._lock:
+            return EngineStats(
+                num_requests_running=scheduler.num_running,
+                num_requests_waiting=len(scheduler.waiting),
+                kv_cache_usage=scheduler.kv_cache_usage,
+                num_preemptions_total=scheduler.num_preemptions,
+                prompt_tokens_total=self._num_prompt_tokens,
+                generation_tokens_total=self._num_output_tokens,
+                request_success_total=dict(self._finish_reasons),
+                request_errors_total=dict(self._error_codes),
+                steps_total=self._num_steps,
+                step_seconds_total=self._step_seconds,
+                model=self.model.name,
+                dtype=self.model.dtype,
+                backend=self._executor.name,
+                level=self._executor.level,
+                threads=setup.placement.num_workers,
+                model_bytes=setup.model_bytes,
+                residency=setup.residency,
+                max_model_len=setup.limits.max_model_len,
+                max_num_seqs=setup.limits.max_num_seqs,
+                max_num_batched_tokens=setup.limits.max_num_batched_tokens,
+                kv_dtype=setup.kv_dtype,
+                kv_cache_bytes=setup.kv_cache_bytes,
+                num_kv_blocks=setup.limits.num_kv_blocks,
+            )
+
+    # The engine thread.
+
+    def _serve(self) -> None:
+        try:
+            self._executor.attach()
+            reason = self._step_loop()
+        except BaseException as error:
+            logger.exception("the engine stopped")
+            reason = RequestFailed(ENGINE_DEAD, f"the engine stopped: {error!r}")
+        self._end(reason)
+
+    def _step_loop(self) -> RequestFailed:
+        """Take steps until the engine is closed; why it was."""
+        while True:
+            close = self._take_commands()
+            if close is not None:
+                return close.reason
+            step = self._schedule()
+            if step is not None:
+                result = self._run(step)
+                self._postprocess(step, result)
+
+    def _take_commands(self) -> Close | None:
+        """Do what was asked for; sleep for as long as there is nothing else to do."""
+        first = None if self._scheduler.has_work else self._inbox.get()
+        self._executor.sequences.wake[0] = 0  # before the inbox is emptied: whatever comes later raises it again
+        with self._lock:
+            command = first or self._next_command()
+            while command is not None and not isinstance(command, Close):
+                self._carry_out(command)
+                command = self._next_command()
+            return command
+
+    def _next_command(self) -> Command | None:
+        try:
+            return self._inbox.get_nowait()
+        except queue.Empty:
+            return None
+
+    def _carry_out(self, command: Request | RequestError | Abort | Drain) -> None:
+        match command:
+            case Request():
+                self._accept(command)
+            case RequestError():
+                self._emit_error(command)
+            case Abort(request_id):
+                self._abort(request_id)
+            case Drain():
+                self._refusal = self._refusal or RequestFailed(SHUTTING_DOWN, "the engine takes no further requests")
+                self._drains.append(command)
+                self._tell_if_drained()
+
+    def _accept(self, request: Request) -> None:
+        refusal = self._refusal
+        if request.request_id in self._requests:
+            refusal = RequestFailed(DUPLICATE_ID, f"request_id: {request.request_id!r} is in use, expected a new one")
+        if refusal is not None:
+            self._emit_error(RequestError(request.request_id, refusal.code, refusal.message))
+            return
+        self._requests[request.request_id] = request
+        self._num_prompt_tokens += len(request.prompt_token_ids)
+        self._emit([Accepted(request.request_id, request.prompt_token_ids, request.seed)])
+        for sequence in request.sequences:
+            self._scheduler.add(sequence)
+
+    def _abort(self, request_id: str) -> None:
+        request = self._requests.get(request_id)
+        if request is not None:
+            outputs: list[EngineOutput] = []
+            for sequence in request.sequences:
+                if not sequence.is_finished:
+                    self._finish(sequence, "abort", outputs)
+            self._emit(outputs)
+
+    def _schedule(self) -> ScheduledStep | None:
+        with self._lock:
+            return self._scheduler.schedule()
+
+    def _run(self, step: ScheduledStep) -> RunResult | None:
+        """Run ``step``; None where that failed, and with it all requests that had a part in it."""
+        if step.max_steps > 1:
+            self._runs_many_steps.set()
+        try:
+            return self._executor.run(self.model.program, step.batch, step.max_steps)
+        except Exception as error:
+            logger.exception("a step failed")
+            requests = {sequence.request.request_id: sequence.request for sequence in step.sequences}
+            with self._lock:
+                alive = [request for name, request in requests.items() if self._requests.get(name) is request]
+                self._fail(alive, RequestFailed(INTERNAL, f"the step failed: {error}"))
+            return None
+        finally:
+            self._runs_many_steps.clear()
+
+    def _postprocess(self, step: ScheduledStep, result: RunResult | None) -> None:
+        with self._lock:
+            self._process(self._executor.ring.drain())
+            if result is not None:
+                self._scheduler.update(step, result.num_steps)
+                self._num_steps += result.num_steps
+                self._step_seconds += result.seconds
+
+    def _end(self, reason: RequestFailed) -> None:
+        """Leave nobody waiting for an answer, now or later."""
+        with self._lock:
+            self._refusal = reason
+            for request in list(self._requests.values()):
+                for sequence in request.sequences:  # without the scheduler, which may be what failed
+                    sequence.finish_reason = sequence.finish_reason or "error"
+                del self._requests[request.request_id]
+                self._emit_error(RequestError(request.request_id, reason.code, reason.message))
+            self._has_ended = True
+            self._answer_rest()
+
+    def _answer_rest(self) -> None:
+        """Answer what is asked of an engine that has ended."""
+        with self._lock:
+            while (command := self._next_command()) is not None:
+                if not isinstance(command, Close):
+                    self._carry_out(command)
+
+    # The drain thread.
+
+    def _serve_ring(self) -> None:
+        try:
+            self._drain_loop()
+        except BaseException as error:
+            logger.exception("the engine stopped")
+            self._post(Close(RequestFailed(ENGINE_DEAD, f"the engine stopped: {error!r}")))
+
+    def _drain_loop(self) -> None:
+        ring = self._executor.ring
+        while True:
+            self._runs_many_steps.wait()
+            if self._has_ended:
+                return
+            if ring.wait(MAX_DRAIN_WAIT_S):
+                with self._lock:
+                    self._process(ring.drain())
+
+    # Either of them, with the lock held.
+
+    def _process(self, entries: NDArray[np.void]) -> None:
+        """Turn ``entries`` (ENTRY [n]) into outputs."""
+        outputs: list[EngineOutput] = []
+        slots, tokenizer = self._scheduler.slots, self.model.tokenizer
+        for row, (slot, position, token, is_prompt, finish, num_top, time_ns) in enumerate(unpack_entries(entries)):
+            sequence = slots[slot]
+            if sequence is None or sequence.finish_reason is not None:
+                continue  # computed beyond a stop
+            try:
+                logprobs = token_logprobs(entries[row], tokenizer) if num_top >= 0 else None
+                if is_prompt:
+                    append_prompt_logprobs(sequence, position, logprobs)
+                    continue
+                delta = append_token(sequence, token, finish, time_ns, logprobs)
+            except Exception as error:
+                logger.exception("request %s failed", sequence.request.request_id)
+                self._emit(outputs)
+                outputs = []
+                self._fail([sequence.request], RequestFailed(INTERNAL, f"token {token} of it failed: {error!r}"))
+                continue
+            outputs.append(delta)
+            self._num_output_tokens += 1
+            if delta.finish_reason is not None:
+                self._finish(sequence, delta.finish_reason, outputs)
+        self._emit(outputs)
+
+    def _finish(self, sequence: Sequence, reason: str, outputs: list[EngineOutput]) -> None:
+        """End ``sequence``, and with the last of its request the request."""
+        self._scheduler.finish(sequence, reason)
+        self._finish_reasons[reason] += 1
+        request = sequence.request
+        if all(sequence.is_finished for sequence in request.sequences):
+            reasons = [str(sequence.finish_reason) for sequence in request.sequences]
+            num_prompt_tokens = len(request.prompt_token_ids)
+            outputs.append(Finished(request.request_id, reasons, num_prompt_tokens, request.num_output_tokens))
+            del self._requests[request.request_id]
+
+    def _fail(self, requests: list[Request], error: RequestFailed) -> None:
+        """End ``requests``, none of which has ended, with ``error``."""
+        for request in requests:
+            for sequence in request.sequences:
+                if not sequence.is_finished:
+                    self._scheduler.finish(sequence, "error")
+            del self._requests[request.request_id]
+            self._emit_error(RequestError(request.request_id, error.code, error.message))
+
+    def _emit_error(self, error: RequestError) -> None:
+        self._error_codes[error.code] += 1
+        self._emit([error])
+
+    def _emit(self, outputs: list[EngineOutput]) -> None:
+        if outputs:
+            try:
+                self._on_output(outputs)
+            except Exception:
+                logger.exception("on_output failed; %d outputs are lost", len(outputs))
+            self._tell_if_drained()
+
+    def _tell_if_drained(self) -> None:
+        if self._drains and not self._requests:
+            for drain in self._drains:
+                drain.is_drained.set()
+            self._drains = []

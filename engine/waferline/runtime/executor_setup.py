@@ -1,0 +1,103 @@
+"""From a model and limits to an executor: the limits checked, memory planned, workers placed, weights loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from waferline_kernels.executor import Executor, create_executor
+from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits
+
+from ..fabric.host import claim_cpus, probe_host
+from ..fabric.placement import plan_placement
+from ..fabric.report import residency
+from ..model.load import Model
+from .memory import available_memory, check_kv_dtype, plan_kv_blocks
+
+MAX_NUM_SEQS = 4096
+MAX_NUM_BATCHED_TOKENS = 1 << 20
+PROMPT_LOGITS = 64  # rows of a step that scored prompts may take, where there are fewer sequences
+
+
+class ExecutorSetup:
+    """An executor that is ready to run ``model``, and what it was made from; see EngineCore for the limits."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        threads: int | None,
+        max_num_seqs: int,
+        max_model_len: int | None,
+        max_num_batched_tokens: int,
+        kv_cache_memory: int | None,
+        kv_dtype: str,
+    ) -> None:
+        _check_integer("max_num_seqs", max_num_seqs, 1, MAX_NUM_SEQS)
+        _check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, MAX_NUM_BATCHED_TOKENS)
+        if max_num_batched_tokens < max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens: {max_num_batched_tokens}, expected at least max_num_seqs ({max_num_seqs})"
+            )
+        if max_model_len is not None:
+            _check_integer("max_model_len", max_model_len, 2, model.max_model_len)
+        self.kv_dtype = check_kv_dtype(kv_dtype)
+        dims = model.program.dims
+        self.model_bytes = sum(tensor.nbytes for tensor in model.program.tensors)
+        wanted_len = max_model_len or model.max_model_len
+        free_memory = max(0, available_memory() - self.model_bytes)
+        num_kv_blocks = plan_kv_blocks(dims, max_num_seqs, wanted_len, kv_cache_memory, free_memory)
+        self.kv_cache_bytes = num_kv_blocks * dims.kv_block_bytes
+        capacity = num_kv_blocks * KV_BLOCK_SIZE
+        if max_model_len is not None and max_model_len > capacity:
+            raise ValueError(
+                f"max_model_len: {max_model_len}, expected at most {capacity}, the tokens that a KV cache of "
+                f"{self.kv_cache_bytes} bytes holds; a larger kv_cache_memory holds more"
+            )
+        self.limits = ExecutorLimits(
+            max_num_seqs=max_num_seqs,
+            max_model_len=min(wanted_len, capacity),
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_logits=max(max_num_seqs, min(max_num_batched_tokens, PROMPT_LOGITS)),
+            num_kv_blocks=num_kv_blocks,
+        )
+        placement = plan_placement(model.program, threads)
+        self._claim = claim_cpus(probe_host().cpus, placement.num_workers)
+        self.placement = placement if self._claim is None else replace(placement, cpus=self._claim.cpus)
+        self._is_closed = False
+        self.residency = residency(model.program, self.placement)
+        try:
+            self.executor = create_executor(model.program, self.placement, model.weights, self.limits)
+            _warm_up(self.executor, model)
+        except BaseException:
+            self._release_cpus()
+            raise
+
+    def close(self) -> None:
+        """Release the executor and its CPUs. May be called more than once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.executor.close()
+            self._release_cpus()
+
+    def _release_cpus(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+
+
+def _warm_up(executor: Executor, model: Model) -> None:
+    """Take one step of one row in slot 0, so that no request pays for the first touch of code and memory."""
+    table = executor.sequences
+    table.num_tokens[0] = table.num_blocks[0] = 1
+    table.sampling[0]["max_tokens"] = 1
+    executor.run(model.program, np.array([(0, 0, 1, 1)], SPAN), max_steps=1)
+    executor.ring.drain()
+
+
+def _check_integer(field: str, value: Any, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{field}: {value!r}, expected an integer")
+    if not low <= value <= high:
+        raise ValueError(f"{field}: {value}, expected {low} to {high}")

@@ -1,0 +1,69 @@
+"""The plain messages across the EngineCore's boundary, whether it lives in this process or in another.
+
+In: ``GenerateRequest`` and ``abort(request_id)``. Out, for each request: one ``Accepted`` or one ``RequestError``; then
+``Delta``s, one for each token of each completion; then one ``Finished``. A request that fails after it was accepted
+ends with a ``RequestError`` instead. After either, nothing more.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .sampling_params import SamplingParams
+
+
+class GenerateRequest(msgspec.Struct, tag="generate"):
+    request_id: str
+    prompt: str | list[int]
+    params: SamplingParams
+
+
+class Accepted(msgspec.Struct, tag="accepted"):
+    request_id: str
+    prompt_token_ids: list[int]
+    seed: int
+    """The seed in force: the request's own, or the one drawn for it."""
+
+
+class TokenLogprob(msgspec.Struct, array_like=True):
+    """One token's place in the distribution of the raw logits; ``rank`` is 1 for the most likely."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
+    """One token of one completion.
+
+    ``text`` is what the token adds: empty while a character is incomplete, or while it could be the beginning of a stop
+    string. ``prompt_logprobs`` come with the first delta of completion 0: a list for each prompt token, the first one
+    empty. ``logprobs`` lists the chosen token first, then the most likely ones.
+    """
+
+    request_id: str
+    index: int
+    token_ids: list[int]
+    text: str
+    finish_reason: str | None = None  # "stop" or "length", on a completion's last token
+    stop_reason: int | str | None = None  # the stop id or string that ended it; None for the end-of-sequence token
+    logprobs: list[TokenLogprob] | None = None
+    prompt_logprobs: list[list[TokenLogprob]] | None = None
+    time_ns: int = 0  # CLOCK_MONOTONIC when the token's step ended
+
+
+class Finished(msgspec.Struct, tag="finished"):
+    request_id: str
+    finish_reasons: list[str]  # of each completion: "stop", "length" or, where it was cancelled, "abort"
+    num_prompt_tokens: int
+    num_output_tokens: int
+
+
+class RequestError(msgspec.Struct, tag="error"):
+    request_id: str
+    code: str  # one of errors.CODES
+    message: str
+
+
+EngineOutput = Accepted | Delta | Finished | RequestError

@@ -1,0 +1,124 @@
+"""A request as it is admitted: checked against the model, tokenised, its defaults filled in."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from waferline_kernels.sequences import NO_LOGPROBS, SAMPLING
+
+from ..model.load import Model
+from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
+from .messages import GenerateRequest
+from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from .sequence import Sequence
+
+MIN_TEMPERATURE = 1e-5  # below it, as in vLLM, sampling is greedy: logits divided by less would overflow
+
+
+@dataclass(eq=False)
+class Request:
+    """``stop_ids`` end a completion; those of them that are the model's own, ``eos_ids``, give no stop reason."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    max_tokens: int  # of a completion; no more than the context has room for
+    stop_ids: list[int]
+    eos_ids: frozenset[int]
+    sequences: list[Sequence] = field(default_factory=list)  # one for each completion, by index
+
+    @property
+    def num_output_tokens(self) -> int:
+        return sum(sequence.num_output_tokens for sequence in self.sequences)
+
+    def sampling(self, completion_index: int) -> NDArray[np.void]:
+        """What the executor has to know, SAMPLING []. Prompt tokens are scored once, for the first completion."""
+        params = self.params
+        scores_prompt = params.prompt_logprobs is not None and completion_index == 0
+        row = np.zeros((), SAMPLING)
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"):
+            row[name] = getattr(params, name)
+        if params.temperature < MIN_TEMPERATURE:
+            row["temperature"] = 0
+        row["top_k"] = max(0, params.top_k)
+        row["num_logprobs"] = NO_LOGPROBS if params.logprobs is None else params.logprobs
+        row["num_prompt_logprobs"] = params.prompt_logprobs if scores_prompt else NO_LOGPROBS
+        row["num_prompt_tokens"] = len(self.prompt_token_ids)
+        row["min_tokens"] = params.min_tokens
+        row["max_tokens"] = self.max_tokens
+        row["completion_index"] = completion_index
+        row["num_stop_ids"] = len(self.stop_ids)
+        row["seed"] = self.seed
+        row["stop_ids"][: len(self.stop_ids)] = self.stop_ids
+        return row
+
+
+def admit_request(message: GenerateRequest, model: Model, max_model_len: int) -> Request:
+    """The request that ``message`` asks for. Raises RequestFailed for one that ``model`` cannot run."""
+    vocab = model.program.dims.vocab
+    params = _checked_params(message.params)
+    prompt_token_ids = _prompt_token_ids(message.prompt, model, vocab)
+    if len(prompt_token_ids) + 1 > max_model_len:
+        raise RequestFailed(
+            PROMPT_TOO_LONG,
+            f"prompt: {len(prompt_token_ids)} tokens, expected at most {max_model_len - 1}, "
+            f"which leaves room for one more in a max_model_len of {max_model_len}",
+        )
+    _check_token_ids("stop_token_ids", params.stop_token_ids or [], vocab)
+    eos_ids = () if params.ignore_eos else model.eos_token_ids
+    room = max_model_len - len(prompt_token_ids)
+    return Request(
+        request_id=message.request_id,
+        prompt_token_ids=prompt_token_ids,
+        params=params,
+        seed=secrets.randbits(63) if params.seed is None else params.seed,
+        max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
+        stop_ids=list(dict.fromkeys([*eos_ids, *(params.stop_token_ids or ())])),
+        eos_ids=frozenset(eos_ids),
+    )
+
+
+def _checked_params(params: Any) -> SamplingParams:
+    """A copy of ``params``, checked again: a field may have been assigned since they were made."""
+    if not isinstance(params, SamplingParams):
+        raise RequestFailed(INVALID_REQUEST, f"sampling_params: {params!r}, expected SamplingParams")
+    try:
+        return msgspec.structs.replace(params)
+    except (TypeError, ValueError) as error:
+        raise RequestFailed(INVALID_REQUEST, str(error)) from None
+
+
+def _prompt_token_ids(prompt: Any, model: Model, vocab: int) -> list[int]:
+    if not isinstance(prompt, str | list):
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {prompt!r}, expected a string or a list of token ids")
+    if not prompt:
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {prompt!r}, expected at least one character or token id")
+    if isinstance(prompt, list):
+        _check_token_ids("prompt", prompt, vocab)
+        return list(prompt)
+    try:
+        token_ids = model.tokenizer.encode(prompt)
+    except ValueError as error:
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {error}") from None
+    if not token_ids:
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {prompt!r} has no tokens, expected at least one")
+    # A tokenizer can have more tokens than the model was made for.
+    _check_token_ids("prompt", token_ids, vocab)
+    return token_ids
+
+
+def _check_token_ids(field: str, token_ids: list[Any], vocab: int) -> None:
+    for token_id in token_ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool):
+            raise RequestFailed(INVALID_REQUEST, f"{field}: {token_id!r}, expected token ids (integers)")
+        if not 0 <= token_id < vocab:
+            raise RequestFailed(INVALID_REQUEST, f"{field}: {token_id}, expected token ids from 0 to {vocab - 1}")

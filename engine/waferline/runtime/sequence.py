@@ -1,0 +1,72 @@
+"""A sequence: one running completion, ``num_computed_tokens`` catching up with ``num_tokens``."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..model.detokenizer import Detokenizer
+from ..model.tokenizer import Tokenizer
+from .messages import TokenLogprob
+from .request import Request
+from .stop_checker import StopChecker
+
+NO_SLOT = -1
+
+
+class Sequence:
+    """One completion of a request.
+
+    Every token before ``num_computed_tokens`` has its keys and values in the sequence's KV blocks; every other still
+    has to be computed, be it of the prompt, just sampled, or known from before the sequence was preempted. A sequence
+    runs while it has a slot, waits while it has none, and is finished once it has a ``finish_reason``.
+    """
+
+    def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
+        self.request = request
+        self.index = index
+        self.sampling: NDArray[np.void] = request.sampling(index)  # SAMPLING []
+        self.token_ids = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.max_num_tokens = self.num_prompt_tokens + request.max_tokens
+        self.num_computed_tokens = 0
+        self.slot = NO_SLOT
+        self.block_ids: list[int] = []
+        self.finish_reason: str | None = None
+
+        self.detokenizer = Detokenizer(tokenizer, request.prompt_token_ids)
+        stop_strings = request.params.stop_strings
+        self.stop_checker = StopChecker(stop_strings) if stop_strings else None
+
+        scores_prompt = request.params.prompt_logprobs is not None and index == 0
+        self.prompt_logprobs: list[list[TokenLogprob]] | None = [[]] if scores_prompt else None
+        """Of the prompt tokens scored so far, until they leave with the first token; the first has none."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def is_running(self) -> bool:
+        return self.slot != NO_SLOT
+
+    def num_logits(self, count: int) -> int:
+        """How many of the next ``count`` rows, the last ones, need their logits.
+
+        A row before a prompt token that is still to be scored does, and the last row of all, which is sampled. A prompt
+        of 5 tokens in chunks of 3 needs 0 and 1; if it is scored, 3 and 2.
+        """
+        end = self.num_computed_tokens + count
+        if self.prompt_logprobs is not None:
+            first_unscored = len(self.prompt_logprobs)
+            if first_unscored < self.num_prompt_tokens:
+                return max(0, end - max(self.num_computed_tokens, first_unscored - 1))
+        return int(end == self.num_tokens)

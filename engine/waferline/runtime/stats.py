@@ -1,0 +1,34 @@
+"""What an engine tells of itself: vLLM's names wherever it has one."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineStats(msgspec.Struct, kw_only=True):
+    """Counters (``_total``) since the engine started, gauges of this moment, and what it was started with."""
+
+    num_requests_running: int  # sequences with a slot
+    num_requests_waiting: int  # sequences without
+    kv_cache_usage: float  # share of the KV blocks that are allocated, 0 to 1
+    num_preemptions_total: int
+    prompt_tokens_total: int
+    generation_tokens_total: int
+    request_success_total: dict[str, int]  # completions by finish reason
+    request_errors_total: dict[str, int]  # requests by error code
+    steps_total: int
+    step_seconds_total: float  # spent in the executor
+
+    model: str
+    dtype: str
+    backend: str
+    level: str  # of the instruction set
+    threads: int
+    model_bytes: int
+    residency: str  # one line: the bytes that a step reads, and which level of memory holds them
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_dtype: str
+    kv_cache_bytes: int
+    num_kv_blocks: int

@@ -1,0 +1,121 @@
+"""An engine core whose messages are kept, for tests that look at them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from waferline.model.load import Model
+from waferline.runtime.engine_core import EngineCore
+from waferline.runtime.messages import Accepted, Delta, EngineOutput, Finished, GenerateRequest, RequestError
+from waferline.runtime.outputs import RequestCollector, RequestOutput
+from waferline.runtime.sampling_params import SamplingParams
+
+TINY_MODEL = Path(__file__).parents[1] / "fixtures" / "qwen2"
+TIMEOUT_S = 60.0
+
+
+class RecordingCore:
+    """An EngineCore; ``messages`` has what it said of each request, in order."""
+
+    def __init__(self, model: Model, **options: Any) -> None:
+        self.messages: dict[str, list[EngineOutput]] = {}
+        self._requests: dict[str, GenerateRequest] = {}
+        self._changed = threading.Condition()
+        self.core = EngineCore(model, on_output=self._record, **options)
+
+    def __enter__(self) -> RecordingCore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.core.close()
+
+    def _record(self, outputs: list[EngineOutput]) -> None:
+        with self._changed:
+            for output in outputs:
+                self.messages.setdefault(output.request_id, []).append(output)
+            self._changed.notify_all()
+
+    def slow_down(self) -> None:
+        """Make what runs last long enough to be interfered with: a millisecond a token."""
+        run = self.core._executor.run
+
+        def run_slowly(program: Any, batch: Any, max_steps: int) -> Any:
+            time.sleep(0.004)
+            return run(program, batch, min(4, max_steps))
+
+        self.core._executor.run = run_slowly
+
+    def add(self, request_id: str, prompt: Any, params: Any = None, **fields: Any) -> None:
+        params = params or SamplingParams(**fields)
+        self._requests[request_id] = GenerateRequest(request_id, prompt, params)
+        self.core.add(self._requests[request_id])
+
+    def wait_for_deltas(self, request_id: str, count: int) -> list[Delta]:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.deltas(request_id)) >= count, TIMEOUT_S)
+            return self.deltas(request_id)
+
+    def wait_for_accepted(self, request_id: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.messages.get(request_id), TIMEOUT_S)
+
+    def deltas(self, request_id: str, index: int | None = None) -> list[Delta]:
+        """The request's deltas so far, without their times; those of one completion where ``index`` is given."""
+        return [
+            msgspec.structs.replace(message, time_ns=0)
+            for message in self.messages.get(request_id, [])
+            if isinstance(message, Delta) and index in (None, message.index)
+        ]
+
+    def wait(self, request_id: str) -> Finished | RequestError:
+        """The request's last message."""
+
+        def last() -> Any:
+            message = self.messages.get(request_id, [None])[-1]
+            return message if isinstance(message, Finished | RequestError) else None
+
+        with self._changed:
+            assert self._changed.wait_for(last, TIMEOUT_S), f"{request_id} has no end"
+            return last()
+
+    def finish(self, request_id: str) -> RequestOutput:
+        """The output of a request that ends well."""
+        end = self.wait(request_id)
+        assert isinstance(end, Finished), end
+        request = self._requests[request_id]
+        collector = RequestCollector(request_id, request.prompt, request.params)
+        for message in self.messages[request_id]:
+            collector.add(message)
+        return collector.result()
+
+    def run(self, prompt: Any, **fields: Any) -> RequestOutput:
+        """The output of one request with these parameters."""
+        request_id = f"run-{len(self.messages)}"
+        self.add(request_id, prompt, **fields)
+        return self.finish(request_id)
+
+    def error(self, request_id: str) -> tuple[str, str]:
+        """Code and message of a request that fails."""
+        end = self.wait(request_id)
+        assert isinstance(end, RequestError), end
+        return end.code, end.message
+
+    def check_protocol(self, request_id: str) -> None:
+        """Accepted, deltas and Finished in this order, one delta for each token, counts that agree."""
+        accepted, *deltas, finished = self.messages[request_id]
+        assert isinstance(accepted, Accepted)
+        assert isinstance(finished, Finished)
+        assert finished.num_prompt_tokens == len(accepted.prompt_token_ids)
+        assert finished.num_output_tokens == len(deltas)
+        for delta in deltas:
+            assert isinstance(delta, Delta)
+            assert len(delta.token_ids) == 1
+        for index, reason in enumerate(finished.finish_reasons):
+            own = self.deltas(request_id, index)
+            assert [delta.finish_reason for delta in own[:-1]] == [None] * (len(own) - 1)
+            assert reason == "abort" or own[-1].finish_reason == reason

@@ -1,0 +1,108 @@
+"""An executor without a model: its tokens follow from what a sequence's KV blocks hold, so that a block that is shared,
+lost or not computed again changes them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waferline.runtime.request import Request
+from waferline.runtime.sampling_params import SamplingParams
+from waferline.runtime.scheduler import MAX_STEPS
+from waferline.runtime.sequence import Sequence
+from waferline_kernels.executor import StepwiseExecutor, empty_entries
+from waferline_kernels.placement import Placement
+from waferline_kernels.program import Dims
+from waferline_kernels.ring import Finish, Ring
+from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits
+
+VOCAB = 50
+DIMS = Dims(hidden=4, layers=1, heads=1, kv_heads=1, head_dim=4, ffn=4, vocab=VOCAB)
+
+
+class ScriptedExecutor(StepwiseExecutor):
+    name = "scripted"
+    level = "none"
+
+    def __init__(self, limits: ExecutorLimits) -> None:
+        program: Any = SimpleNamespace(dims=DIMS)
+        super().__init__(program, Placement(np.zeros(0), (0,)), limits)
+        self.ring = Ring(2 * MAX_STEPS * limits.max_num_seqs + 2 * limits.max_num_logits)
+        self._kv = np.zeros((limits.num_kv_blocks, KV_BLOCK_SIZE), np.int64)
+
+    def _step(self, program: Any, batch: NDArray[np.void]) -> NDArray[np.void]:
+        table, entries = self.sequences, []
+        for slot, start, count, num_logits in batch.tolist():
+            positions = np.arange(start + count)
+            at = (table.block_tables[slot, positions // KV_BLOCK_SIZE], positions % KV_BLOCK_SIZE)
+            computed = positions[start:]
+            self._kv[at[0][start:], at[1][start:]] = table.tokens[slot, computed] * (computed + 1)
+            sums = self._kv[at].cumsum().tolist()
+            for end in range(start + count - num_logits + 1, start + count + 1):
+                entries.append(self._entry(slot, end, sums[end - 1]))
+        published = empty_entries(len(entries))
+        for row, fields in zip(published, entries, strict=True):
+            row["num_top"] = -1
+            for name, value in fields.items():
+                row[name] = value
+        return published
+
+    def _entry(self, slot: int, position: int, context: int) -> dict[str, int]:
+        table, params = self.sequences, self.sequences.sampling[slot]
+        if position < table.num_tokens[slot]:
+            return {"slot": slot, "position": position, "token": table.tokens[slot, position], "is_prompt": 1}
+        token = next_token(context, position, int(params["seed"]))
+        table.tokens[slot, position] = token
+        table.num_tokens[slot] = position + 1
+        finish = Finish.NONE
+        if position + 1 - params["num_prompt_tokens"] >= params["max_tokens"]:
+            finish = Finish.LENGTH
+        if token in params["stop_ids"][: params["num_stop_ids"]]:
+            finish = Finish.STOP
+        return {"slot": slot, "position": position, "token": token, "finish": finish}
+
+
+def next_token(context: int, position: int, seed: int) -> int:
+    return (context * 31 + position * 7 + seed) % VOCAB
+
+
+def expected_tokens(prompt: list[int], max_tokens: int, seed: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
+    """What the executor gives after ``prompt``, worked out without blocks or slots."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + max_tokens:
+        context = sum(token * (at + 1) for at, token in enumerate(tokens))
+        tokens.append(next_token(context, len(tokens), seed))
+        if tokens[-1] in stop_ids:
+            break
+    return tokens[len(prompt) :]
+
+
+class LetterTokenizer:
+    """Token 0 is "a", and so on."""
+
+    def is_silent(self, token_id: int, skip_special_tokens: bool = True) -> bool:
+        return False
+
+    def token_bytes(self, token_id: int, begins_text: bool = False) -> bytes:
+        return self.token_text(token_id).encode()
+
+    def token_text(self, token_id: int) -> str:
+        return chr(ord("a") + token_id)
+
+
+def make_sequence(
+    prompt: list[int],
+    max_tokens: int,
+    seed: int = 0,
+    name: str = "r",
+    prompt_logprobs: int | None = None,
+    stop_ids: tuple[int, ...] = (),
+) -> Sequence:
+    params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
+    request = Request(name, prompt, params, seed, max_tokens, list(stop_ids), frozenset(stop_ids))
+    tokenizer: Any = LetterTokenizer()
+    request.sequences = [Sequence(request, 0, tokenizer)]
+    return request.sequences[0]
