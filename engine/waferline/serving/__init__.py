@@ -1,0 +1,1 @@
+"""How tokens leave: the wire messages, the server with its engine process, and the clients."""

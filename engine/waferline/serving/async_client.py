@@ -1,0 +1,156 @@
+"""AsyncClient: a server's tokens in asyncio code."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import closing
+from types import TracebackType
+from typing import Any
+
+from ..runtime.messages import Delta, EngineOutput
+from ..runtime.outputs import RequestOutput
+from ..runtime.prompts import Prompt, Prompts
+from ..runtime.sampling_params import SamplingParams
+from . import wire
+from .address import DEFAULT_ADDRESS
+from .call import Batch, Call
+from .client import DEFAULT_TIMEOUT_S
+from .connection import Connection
+from .session import Inbox, T, checked
+
+
+class AsyncClient:
+    """What Client is, in asyncio: any number of tasks of one event loop may use it at once.
+
+    >>> async with AsyncClient("tcp://127.0.0.1:5757") as client:  # doctest: +SKIP
+    ...     async for delta in client.stream("Once upon a time"):
+    ...         print(delta.text, end="", flush=True)
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
+        self._connection = Connection(address, timeout)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._watchdog: asyncio.Handle | None = None
+
+    async def generate(
+        self, prompts: Prompts, sampling_params: SamplingParams | list[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """As ``Client.generate``; cancelling the task cancels the requests."""
+        inbox: AsyncInbox[EngineOutput] = AsyncInbox()
+        self._start_waiting()
+        with closing(Batch(self._connection, prompts, sampling_params, inbox)) as batch:
+            while not batch.is_done:
+                batch.send()
+                await inbox.wait()
+                batch.take()
+            return batch.results()
+
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+    ) -> AsyncTokenStream:
+        """As ``Client.stream``; the request is sent at once, not with the first delta asked for."""
+        self._start_waiting()
+        return AsyncTokenStream(self._connection, prompt, sampling_params, request_id)
+
+    async def cancel(self, request_id: str) -> None:
+        """As ``Client.cancel``."""
+        self._connection.cancel(request_id)
+
+    async def ping(self) -> float:
+        """The seconds that the server takes to answer."""
+        begin = time.perf_counter()
+        inbox = AsyncInbox[wire.Pong]()
+        self._start_waiting()
+        self._connection.send(self._connection.session.ping(inbox))
+        await inbox.wait()
+        checked(inbox.take())
+        return time.perf_counter() - begin
+
+    async def stats(self) -> dict[str, Any]:
+        """The server's and its engine's numbers, as ``docs/protocol.md`` lists them."""
+        inbox = AsyncInbox[dict[str, Any]]()
+        self._start_waiting()
+        self._connection.send(self._connection.session.stats(inbox))
+        await inbox.wait()
+        return checked(inbox.take())
+
+    async def close(self) -> None:
+        """Close the connection; the server ends what is in flight on it."""
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+        if self._loop is not None:
+            self._loop.remove_reader(self._connection.socket.fileno())
+            self._loop.remove_reader(self._connection.monitor.fileno())
+            self._loop = None
+        self._connection.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _start_waiting(self) -> None:
+        """See to it that what arrives is taken in, and that silence is noticed."""
+        if self._connection.socket.closed:
+            return  # sending will tell
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            self._loop, self._watchdog = loop, None
+            self._loop.add_reader(self._connection.socket.fileno(), self._connection.take_in)
+            self._loop.add_reader(self._connection.monitor.fileno(), self._connection.take_in)
+        if not self._connection.session.is_waiting:
+            self._connection.session.restart_silence()
+        if self._watchdog is None:
+            self._watchdog = self._loop.call_soon(self._watch)
+
+    def _watch(self) -> None:
+        """Look after silence for as long as something is waited for."""
+        session = self._connection.session
+        self._connection.take_in()  # it may have arrived while the loop was busy
+        self._watchdog = None
+        if self._loop is None or not session.is_waiting:
+            return
+        delay, frame = session.check_silence()
+        if frame is not None:
+            self._connection.send(frame)
+        self._watchdog = self._loop.call_later(delay, self._watch)
+
+
+class AsyncInbox(Inbox[T]):
+    """An inbox that a task can wait for."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        super().__init__(self._event.set)
+
+    async def wait(self) -> None:
+        while not self:
+            self._event.clear()
+            await self._event.wait()
+
+
+class AsyncTokenStream(Call, AsyncIterator[Delta]):
+    """The deltas of one request of an AsyncClient."""
+
+    def __init__(
+        self, connection: Connection, prompt: Prompt, params: SamplingParams | None, request_id: str | None = None
+    ) -> None:
+        self._inbox: AsyncInbox[EngineOutput] = AsyncInbox()
+        super().__init__(connection, prompt, params, request_id, self._inbox)
+
+    async def __anext__(self) -> Delta:
+        while not self._is_over:
+            await self._inbox.wait()
+            delta = self._delta(self._inbox.take())
+            if delta is not None:
+                return delta
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """As ``close``, under the name that asynchronous iterators have for it."""
+        self.close()

@@ -1,0 +1,107 @@
+"""Requests on a client's connection: one whose tokens are streamed, or several that are waited for."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..runtime.errors import RequestFailed
+from ..runtime.messages import Accepted, Delta, EngineOutput, Finished
+from ..runtime.outputs import RequestCollector, RequestOutput, result_of_prompt
+from ..runtime.prompts import Prompt, Prompts, pair_prompts
+from ..runtime.sampling_params import SamplingParams
+from .connection import Connection
+from .session import Inbox, checked
+
+MAX_IN_FLIGHT = 1024  # of one batch; a server takes 4096 from all clients
+
+
+class Call:
+    """A request on a connection; closed or dropped before its end, it is cancelled.
+
+    ``accepted`` is set before the first delta, ``finished`` at the end.
+    """
+
+    _is_over = True  # until it is sent
+
+    def __init__(
+        self,
+        connection: Connection,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None,
+        inbox: Inbox[EngineOutput],
+    ) -> None:
+        self._connection = connection
+        self.accepted: Accepted | None = None
+        self.finished: Finished | None = None
+        self.request_id = connection.generate(prompt, params or SamplingParams(), inbox, request_id)
+        self._is_over = False
+
+    def close(self) -> None:
+        """Cancel the request if it has not ended; nothing more comes of it."""
+        if not self._is_over:
+            self._is_over = True
+            self._connection.withdraw(self.request_id)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _delta(self, output: EngineOutput) -> Delta | None:
+        """``output`` if it is a delta; what else it says is noted. Raises RequestFailed where it is an error."""
+        if isinstance(output, Delta):
+            return output
+        if isinstance(output, Accepted):
+            self.accepted = output
+            return None
+        self._is_over = True
+        self.finished = checked(output)
+        return None
+
+
+class Batch:
+    """Several requests on a connection, not too many at a time; if one fails, the others are cancelled."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        prompts: Prompts,
+        params: SamplingParams | list[SamplingParams] | None,
+        inbox: Inbox[EngineOutput],
+    ) -> None:
+        self._connection = connection
+        self._inbox = inbox
+        self._waiting = deque(enumerate(pair_prompts(prompts, params)))
+        self._in_flight: dict[str, tuple[int, RequestCollector]] = {}
+        self._results: dict[int, RequestOutput] = {}
+
+    @property
+    def is_done(self) -> bool:
+        return not self._waiting and not self._in_flight
+
+    def send(self) -> None:
+        """Send what may be in flight now. Raises RequestFailed, naming the prompt's index, for one that cannot be."""
+        while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
+            index, (prompt, params) = self._waiting.popleft()
+            try:
+                request_id = self._connection.generate(prompt, params, self._inbox)
+            except RequestFailed as error:
+                raise RequestFailed(error.code, f"prompts[{index}]: {error.message}") from None
+            self._in_flight[request_id] = index, RequestCollector(request_id, prompt, params)
+
+    def take(self) -> None:
+        """Take one output from the inbox. Raises RequestFailed, naming the prompt's index, where one has failed."""
+        output = self._inbox.take()
+        index, collector = self._in_flight[output.request_id]
+        collector.add(output)
+        if collector.is_done:
+            del self._in_flight[output.request_id]
+            self._results[index] = result_of_prompt(collector, index)
+
+    def results(self) -> list[RequestOutput]:
+        """The outputs, in the order of the prompts, once all are done."""
+        return [self._results[index] for index in range(len(self._results))]
+
+    def close(self) -> None:
+        """Cancel what has not ended."""
+        for request_id in self._in_flight:
+            self._connection.withdraw(request_id)

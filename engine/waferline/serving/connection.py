@@ -1,0 +1,95 @@
+"""A client's socket, and how it learns that the server is gone."""
+
+from __future__ import annotations
+
+import zmq
+
+from ..runtime.errors import UNAVAILABLE, RequestFailed
+from ..runtime.messages import EngineOutput
+from ..runtime.prompts import Prompt
+from ..runtime.sampling_params import SamplingParams
+from .address import check_address
+from .session import Inbox, Session
+
+HEARTBEAT_MS = 5_000
+HEARTBEAT_TIMEOUT_MS = 30_000
+LINGER_MS = 100  # for a last cancel; where it is lost, the server notices that the client is gone
+
+
+class Connection:
+    """A DEALER socket connected to an address, and the monitor that tells when the connection breaks.
+
+    Raises ValueError for what is not an address, or not a timeout.
+    """
+
+    def __init__(self, address: str, timeout: float) -> None:
+        check_address(address)
+        self.session = Session(address, timeout)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.set_hwm(0)  # read from the wire at once, so that heartbeats are answered however slow the reader
+        self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        self.socket.setsockopt(zmq.LINGER, LINGER_MS)
+        self.socket.setsockopt(zmq.IPV6, int("[" in address))
+        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        try:
+            self.socket.connect(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ValueError(f"address: {address!r}: {zmq.strerror(error.errno or 0)}") from None
+
+    def send(self, frame: bytes) -> None:
+        """Send ``frame``, and take in what has arrived: sending can swallow the event that would have told of it."""
+        if self.socket.closed:
+            raise RequestFailed(UNAVAILABLE, "the client is closed")
+        self.socket.send(frame, zmq.NOBLOCK)
+        self.take_in()
+
+    def generate(
+        self, prompt: Prompt, params: SamplingParams, inbox: Inbox[EngineOutput], request_id: str | None = None
+    ) -> str:
+        """Send a request whose outputs go to ``inbox``; its id."""
+        request_id, frame = self.session.generate(prompt, params, inbox, request_id)
+        self.send(frame)
+        return request_id
+
+    def cancel(self, request_id: str) -> None:
+        """Ask for a request's early end; nothing happens where it has ended."""
+        frame = self.session.cancel(request_id)
+        if frame is not None:
+            self.send(frame)
+
+    def withdraw(self, request_id: str) -> None:
+        """Cancel a request, and ignore what else comes of it."""
+        self.cancel(request_id)
+        self.session.forget(request_id)
+
+    def take_in(self) -> bool:
+        """Feed the session with all that has arrived; whether anything has."""
+        lost = False
+        while _received(self.monitor):
+            lost = True  # what the server sent before that lies in the socket by now
+        heard = False
+        while (frame := _received(self.socket)) is not None:
+            self.session.feed(frame)
+            heard = True
+        if lost:
+            self.session.fail_all(UNAVAILABLE, f"the connection to {self.session.address} was lost")
+        return heard or lost
+
+    def close(self) -> None:
+        if self.socket.closed:
+            return
+        self.session.fail_all(UNAVAILABLE, "the client was closed")
+        self.socket.disable_monitor()
+        self.monitor.close(linger=0)
+        self.socket.close()
+        self._context.term()
+
+
+def _received(socket: zmq.Socket[bytes]) -> bytes | None:
+    try:
+        return socket.recv_multipart(zmq.NOBLOCK)[-1]
+    except zmq.Again:
+        return None

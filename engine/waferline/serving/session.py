@@ -1,0 +1,201 @@
+"""A client's side of one connection without its socket: frames to send, and whom an arriving frame is for."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from ..runtime.errors import (
+    DUPLICATE_ID,
+    INTERNAL,
+    INVALID_REQUEST,
+    PROMPT_TOO_LONG,
+    UNAVAILABLE,
+    UNKNOWN_REQUEST,
+    RequestFailed,
+)
+from ..runtime.messages import Accepted, EngineOutput, Finished, RequestError
+from ..runtime.sampling_params import SamplingParams
+from . import wire
+
+T = TypeVar("T")
+
+
+class Inbox(Generic[T]):
+    """What the server has answered to one or more messages and nobody has read yet; ``on_answer`` is called at each."""
+
+    def __init__(self, on_answer: Callable[[], None] = lambda: None) -> None:
+        self._answers: deque[T | RequestError] = deque()
+        self._on_answer = on_answer
+
+    def __bool__(self) -> bool:
+        return bool(self._answers)
+
+    def put(self, answer: T | RequestError) -> None:
+        self._answers.append(answer)
+        self._on_answer()
+
+    def take(self) -> T | RequestError:
+        return self._answers.popleft()
+
+
+def checked(answer: T | RequestError) -> T:
+    """``answer``. Raises RequestFailed where it is an error."""
+    if isinstance(answer, RequestError):
+        raise RequestFailed(answer.code, answer.message)
+    return answer
+
+
+@dataclass
+class _InFlight:
+    inbox: Inbox[EngineOutput]
+    next_seq: int = 0
+
+
+class Session:
+    """Which requests are in flight at ``address``, and when the server was last heard.
+
+    A client that waits for ``timeout`` seconds in all without hearing anything, although it has asked with a ping in
+    between, takes the server for gone.
+    """
+
+    def __init__(self, address: str, timeout: float) -> None:
+        if not 0 < timeout < float("inf"):
+            raise ValueError(f"timeout: {timeout}, expected a positive number of seconds")
+        self.address = address
+        self.timeout = timeout
+        self._numbers = itertools.count()
+        self._requests: dict[str, _InFlight] = {}
+        self._pings: dict[int, Inbox[wire.Pong]] = {}
+        self._stats: deque[Inbox[dict[str, Any]]] = deque()
+        self._last_heard = 0.0
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._requests or self._pings or self._stats)
+
+    def generate(
+        self, prompt: str | list[int], params: SamplingParams, inbox: Inbox[EngineOutput], request_id: str | None = None
+    ) -> tuple[str, bytes]:
+        """The request's id, and the frame to send. Raises RequestFailed for what no server would take."""
+        if request_id is None:
+            request_id = f"request-{next(self._numbers)}"
+        if not 0 < len(request_id) <= wire.MAX_ID_LENGTH:
+            message = f"request_id: {request_id!r}, expected 1 to {wire.MAX_ID_LENGTH} characters"
+            raise RequestFailed(INVALID_REQUEST, message)
+        if request_id in self._requests:
+            raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
+        try:
+            frame = wire.encode(wire.Generate(request_id, prompt, params))
+        except (TypeError, ValueError, OverflowError) as error:
+            raise RequestFailed(INVALID_REQUEST, f"prompt: {error}") from None
+        if len(frame) > wire.MAX_MESSAGE_BYTES:
+            allowed = f"expected at most {wire.MAX_MESSAGE_BYTES}"
+            raise RequestFailed(PROMPT_TOO_LONG, f"prompt: {len(frame)} bytes as a message, {allowed}")
+        self._requests[request_id] = _InFlight(inbox)
+        return request_id, frame
+
+    def cancel(self, request_id: str) -> bytes | None:
+        """The frame to send, or None where the request is not in flight any more."""
+        return wire.encode(wire.Cancel(request_id)) if request_id in self._requests else None
+
+    def ping(self, inbox: Inbox[wire.Pong]) -> bytes:
+        nonce = next(self._numbers)
+        self._pings[nonce] = inbox
+        return wire.encode(wire.Ping(nonce))
+
+    def stats(self, inbox: Inbox[dict[str, Any]]) -> bytes:
+        self._stats.append(inbox)
+        return wire.encode(wire.GetStats())
+
+    def forget(self, request_id: str) -> None:
+        """Ignore what else comes for a request; its id stays in use until the server has ended it."""
+        if request_id in self._requests:
+            self._requests[request_id].inbox = Inbox()
+
+    def feed(self, frame: bytes) -> None:
+        """Put the server's message into the inbox that it is for; what nobody waits for is dropped."""
+        self._last_heard = time.monotonic()
+        try:
+            message = wire.decode_server_message(frame)
+        except ValueError as error:
+            return self.fail_all(INTERNAL, f"{self.address} sent what is not a message of this protocol: {error}")
+        match message:
+            case wire.Tokens():
+                self._feed_tokens(message)
+            case wire.Accepted(request_id, prompt_token_ids, seed):
+                if (request := self._requests.get(request_id)) is not None:
+                    request.inbox.put(Accepted(request_id, prompt_token_ids, seed))
+            case wire.Finished(request_id, finish_reasons, num_prompt_tokens, num_output_tokens):
+                if (request := self._requests.pop(request_id, None)) is not None:
+                    request.inbox.put(Finished(request_id, finish_reasons, num_prompt_tokens, num_output_tokens))
+            case wire.Error():
+                self._feed_error(message)
+            case wire.Pong():
+                self._feed_pong(message)
+            case wire.Stats():
+                if self._stats:
+                    self._stats.popleft().put(wire.decode_stats(frame))
+
+    def _feed_tokens(self, message: wire.Tokens) -> None:
+        request = self._requests.get(message.id)
+        if request is None:
+            return
+        if message.seq == request.next_seq:
+            request.next_seq += 1
+            request.inbox.put(message.to_delta())
+        else:
+            del self._requests[message.id]
+            problem = f"tokens arrived with seq {message.seq}, expected {request.next_seq}"
+            request.inbox.put(RequestError(message.id, INTERNAL, problem))
+
+    def _feed_error(self, error: wire.Error) -> None:
+        if error.id is None:
+            if self._stats:  # of all that a client sends, only this can fail without an id
+                self._stats.popleft().put(RequestError("", error.code, error.message))
+        elif error.code != UNKNOWN_REQUEST:  # the answer to a cancel that crossed the request's end
+            request = self._requests.pop(error.id, None)
+            if request is not None:
+                request.inbox.put(RequestError(error.id, error.code, error.message))
+
+    def _feed_pong(self, pong: wire.Pong) -> None:
+        inbox = None if pong.nonce is None else self._pings.pop(pong.nonce, None)
+        if inbox is None:
+            return
+        if pong.version == wire.PROTOCOL_VERSION:
+            inbox.put(pong)
+        else:
+            spoken = f"{self.address} speaks version {pong.version} of the protocol, expected {wire.PROTOCOL_VERSION}"
+            inbox.put(RequestError("", UNAVAILABLE, spoken))
+
+    def fail_all(self, code: str, message: str) -> None:
+        """End everything that is waited for with one error."""
+        requests = self._requests
+        others: list[Inbox[Any]] = [*self._pings.values(), *self._stats]
+        self._requests = {}
+        self._pings.clear()
+        self._stats.clear()
+        for request_id, request in requests.items():
+            request.inbox.put(RequestError(request_id, code, message))
+        for inbox in others:
+            inbox.put(RequestError("", code, message))
+
+    def check_silence(self) -> tuple[float, bytes | None]:
+        """After no frame has arrived for a while: how long to wait on, in seconds, and a frame to send first.
+
+        What is waited for fails once the whole timeout has passed.
+        """
+        silence = time.monotonic() - self._last_heard
+        if silence >= self.timeout:
+            self.fail_all(UNAVAILABLE, f"no answer from {self.address} within {self.timeout:g} s")
+        if silence < self.timeout / 2:
+            return self.timeout / 2 - silence, None
+        return max(0.0, self.timeout - silence), wire.encode(wire.Ping())
+
+    def restart_silence(self) -> None:
+        """Count silence from now: nobody has listened before."""
+        self._last_heard = time.monotonic()

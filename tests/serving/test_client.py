@@ -1,0 +1,403 @@
+"""Client and AsyncClient against a real server loop, and against servers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+from running_server import RunningServer
+
+from waferline.runtime.errors import RequestFailed
+from waferline.runtime.messages import Delta, EngineOutput, RequestError
+from waferline.runtime.sampling_params import SamplingParams
+from waferline.serving import wire
+from waferline.serving.async_client import AsyncClient
+from waferline.serving.client import Client
+from waferline.serving.session import Inbox, Session
+
+Start = Callable[..., RunningServer]
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[Client]:
+    with Client(server.address, timeout=10) as client:
+        yield client
+
+
+def wait_until_idle(client: Client) -> None:
+    deadline = time.monotonic() + 10
+    while client.stats()["num_running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def run_async(server: RunningServer, body: Callable[[AsyncClient], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with AsyncClient(server.address, timeout=10) as client:
+            await body(client)
+
+    asyncio.run(main())
+
+
+def test_generate_one_prompt(client: Client) -> None:
+    (output,) = client.generate("echo", SamplingParams(max_tokens=3, seed=5))
+    assert output.prompt == "echo"
+    assert output.prompt_token_ids == list(b"echo")
+    assert output.seed == 5
+    assert output.finished
+    (completion,) = output.outputs
+    assert completion.text == "0 1 2 "
+    assert completion.token_ids == [0, 1, 2]
+    assert completion.finish_reason == "length"
+
+
+def test_generate_keeps_the_order_of_prompts(client: Client) -> None:
+    params = [SamplingParams(max_tokens=length, n=n) for length, n in ((40, 1), (1, 2), (7, 1))]
+    prompts: list[str | list[int]] = ["slow", [1, 2], "echo"]
+    outputs = client.generate(prompts, params)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [40, 1, 7]
+    assert [output.prompt for output in outputs] == ["slow", None, "echo"]
+    assert len(outputs[1].outputs) == 2
+
+
+def test_a_list_of_ids_is_one_prompt(client: Client) -> None:
+    (output,) = client.generate([5, 6, 7])
+    assert output.prompt_token_ids == [5, 6, 7]
+    assert client.generate([]) == []
+
+
+def test_generate_names_the_prompt_that_fails_and_cancels_the_others(client: Client) -> None:
+    with pytest.raises(RequestFailed, match=r"prompts\[1\]") as raised:
+        client.generate(["slow", "refuse"], SamplingParams(max_tokens=100_000))
+    assert raised.value.code == "prompt_too_long"
+    wait_until_idle(client)
+
+
+@pytest.mark.parametrize("prompt", ["", [], [1, -1], ["a", "b"], "x" * (5 << 20), 5.0, "\ud800"])
+def test_a_prompt_that_is_none_fails(client: Client, prompt: Any) -> None:
+    with pytest.raises(RequestFailed) as raised:
+        next(client.stream(prompt))
+    assert raised.value.code in ("invalid_request", "prompt_too_long")
+    assert len(client.generate("echo")[0].outputs[0].token_ids) == 16
+
+
+def test_what_does_not_pair_is_refused_before_it_is_sent(client: Client) -> None:
+    with pytest.raises(ValueError, match="sampling_params"):
+        client.generate(["a", "b"], [SamplingParams()])
+    with pytest.raises(TypeError, match="prompts"):
+        client.generate(5)  # type: ignore[arg-type]
+
+
+def test_stream_yields_each_token_as_a_delta(client: Client) -> None:
+    stream = client.stream("echo", SamplingParams(max_tokens=3, n=2))
+    deltas = list(stream)
+    assert [(delta.index, delta.token_ids, delta.text) for delta in deltas] == [
+        (index, [i], f"{i} ") for i in range(3) for index in range(2)
+    ]
+    assert all(isinstance(delta, Delta) and delta.request_id == stream.request_id for delta in deltas)
+    assert deltas[-1].finish_reason == "length"
+    assert stream.accepted
+    assert stream.accepted.prompt_token_ids == list(b"echo")
+    assert stream.finished
+    assert stream.finished.num_output_tokens == 6
+    assert list(stream) == []
+
+
+def test_streams_are_interleaved_on_one_connection(client: Client) -> None:
+    streams = [client.stream("slow", SamplingParams(max_tokens=5 + i)) for i in range(20)]
+    lengths = [0] * 20
+    while any(not stream.finished for stream in streams):
+        for i, stream in enumerate(streams):
+            lengths[i] += next(stream, None) is not None
+    assert lengths == [5 + i for i in range(20)]
+
+
+@pytest.mark.parametrize("end", ["close", "drop"])
+def test_a_stream_left_early_is_cancelled(client: Client, end: str) -> None:
+    stream = client.stream("slow", SamplingParams(max_tokens=100_000))
+    next(stream)
+    if end == "close":
+        stream.close()
+        assert list(stream) == []
+    else:
+        del stream
+        gc.collect()
+    wait_until_idle(client)
+
+
+def test_cancel_ends_a_stream_with_abort(client: Client) -> None:
+    stream = client.stream("slow", SamplingParams(max_tokens=100_000), request_id="mine")
+    assert next(stream).request_id == "mine"
+    client.cancel("mine")
+    remaining = list(stream)
+    assert len(remaining) < 1000
+    assert stream.finished
+    assert stream.finished.finish_reasons == ["abort"]
+    client.cancel("mine")  # nothing left to cancel
+    client.cancel("another")
+
+
+def test_a_batch_is_sent_as_the_server_can_take_it(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("waferline.serving.call.MAX_IN_FLIGHT", 3)
+    lengths = list(range(1, 11))
+    outputs = client.generate([[1]] * 10, [SamplingParams(max_tokens=length) for length in lengths])
+    assert [len(output.outputs[0].token_ids) for output in outputs] == lengths
+
+
+def test_a_request_id_is_used_once_at_a_time(client: Client) -> None:
+    stream = client.stream("slow", SamplingParams(max_tokens=3), request_id="mine")
+    with pytest.raises(RequestFailed, match="duplicate_id"):
+        client.stream("slow", request_id="mine")
+    assert len(list(stream)) == 3
+    with pytest.raises(RequestFailed, match="request_id"):
+        client.stream("echo", request_id="x" * 1000)
+    client.stream("slow", request_id="mine").close()
+    with pytest.raises(RequestFailed, match="duplicate_id"):  # the server has not ended it yet
+        client.stream("slow", request_id="mine")
+    wait_until_idle(client)
+    assert len(list(client.stream("slow", SamplingParams(max_tokens=2), request_id="mine"))) == 2
+
+
+def test_an_async_client_outlives_an_event_loop(server: RunningServer) -> None:
+    client = AsyncClient(server.address, timeout=10)
+    for _ in range(2):
+        assert asyncio.run(client.ping()) > 0
+    asyncio.run(client.close())
+
+
+def test_ping_and_stats(client: Client) -> None:
+    assert 0 < client.ping() < 5
+    stats = client.stats()
+    assert stats["model"] == "fake"
+    assert stats["version"] == 1
+
+
+def test_a_server_that_is_not_there_is_unavailable() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    with Client(address, timeout=0.2) as client:
+        begin = time.monotonic()
+        for ask in (client.ping, client.stats, lambda: client.generate("echo"), lambda: next(client.stream("echo"))):
+            with pytest.raises(RequestFailed, match=address) as raised:
+                ask()
+            assert raised.value.code == "unavailable"
+        assert time.monotonic() - begin < 5
+
+    async def main() -> None:
+        async with AsyncClient(address, timeout=0.2) as client:
+            for ask in (client.ping(), client.stats(), client.generate("echo"), anext(client.stream("echo"))):
+                with pytest.raises(RequestFailed, match="unavailable"):
+                    await ask
+
+    asyncio.run(main())
+
+
+def test_silence_is_no_failure_while_the_server_answers_pings(server: RunningServer) -> None:
+    with Client(server.address, timeout=1.2) as client:
+        assert len(list(client.stream("sleepy", SamplingParams(max_tokens=2)))) == 2
+
+
+def test_what_a_session_does_about_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("waferline.serving.session.time.monotonic", lambda: now)
+    session, inbox = Session("tcp://server:1", timeout=10.0), Inbox[EngineOutput]()
+    session.restart_silence()
+    session.generate("x", SamplingParams(), inbox)
+    now = 102.0
+    assert session.check_silence() == (3.0, None)
+    now = 106.0
+    assert session.check_silence() == (4.0, wire.encode(wire.Ping()))
+    now = 109.0
+    session.feed(wire.encode(wire.Pong(wire.PROTOCOL_VERSION)))
+    now = 111.0
+    assert session.check_silence() == (3.0, None)
+    assert not inbox
+    now = 119.0
+    session.check_silence()
+    assert isinstance(inbox.take(), RequestError)
+    assert not session.is_waiting
+
+
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, "shutting_down"), ("die", "engine_dead")])
+def test_a_server_that_ends_fails_its_streams(start_server: Start, end: int | str, code: str) -> None:
+    server = start_server()
+    with Client(server.address, timeout=10) as client:
+        stream = client.stream("slow", SamplingParams(max_tokens=100_000))
+        next(stream)
+        if isinstance(end, int):
+            server.signal(end)
+        fatal = client.stream("die") if end == "die" else None
+        with pytest.raises(RequestFailed) as raised:
+            list(stream)
+        assert raised.value.code == code
+        assert list(stream) == []
+        del fatal
+        server.join()
+
+
+@pytest.fixture
+def imposter() -> Iterator[zmq.Socket[bytes]]:
+    """A ROUTER of the test's own, in a server's place."""
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.linger = 0
+        router.rcvtimeo = 5000
+        router.bind("tcp://127.0.0.1:*")
+        yield router
+
+
+def address_of(router: zmq.Socket[bytes]) -> str:
+    return str(router.getsockopt_string(zmq.LAST_ENDPOINT))
+
+
+def reply(router: zmq.Socket[bytes], *messages: dict[str, Any]) -> None:
+    identity, frame = router.recv_multipart()
+    request_id = msgpack.unpackb(frame).get("id")
+    for message in messages:
+        router.send_multipart([identity, msgpack.packb({"id": request_id} | message)])
+
+
+def test_a_gap_in_the_sequence_is_noticed(imposter: zmq.Socket[bytes]) -> None:
+    tokens = {"type": "tokens", "index": 0, "token_ids": [1], "text": "", "time_ns": 0}
+    with Client(address_of(imposter), timeout=5) as client:
+        stream = client.stream("x")
+        reply(imposter, {**tokens, "seq": 0}, {**tokens, "seq": 2})
+        assert next(stream).token_ids == [1]
+        with pytest.raises(RequestFailed, match="seq 2, expected 1"):
+            next(stream)
+
+
+def test_what_is_no_message_fails_what_waits(imposter: zmq.Socket[bytes]) -> None:
+    with Client(address_of(imposter), timeout=5) as client:
+        stream = client.stream("x")
+        reply(imposter, {"type": "surprise"})
+        with pytest.raises(RequestFailed, match="internal"):
+            next(stream)
+
+
+def test_another_version_of_the_protocol_is_noticed(imposter: zmq.Socket[bytes]) -> None:
+    async def main() -> None:
+        async with AsyncClient(address_of(imposter), timeout=5) as client:
+            ping = asyncio.ensure_future(client.ping())
+            await asyncio.sleep(0)
+            identity, frame = imposter.recv_multipart()
+            pong = {"type": "pong", "version": 2, "nonce": msgpack.unpackb(frame)["nonce"]}
+            imposter.send_multipart([identity, msgpack.packb(pong)])
+            with pytest.raises(RequestFailed, match="version 2"):
+                await ping
+
+    asyncio.run(main())
+
+
+def test_a_lost_connection_is_noticed_at_once() -> None:
+    with zmq.Context() as context:
+        router = context.socket(zmq.ROUTER)
+        router.rcvtimeo = 5000
+        router.bind("tcp://127.0.0.1:*")
+        with Client(address_of(router), timeout=600) as client:
+            stream = client.stream("x")
+            router.recv_multipart()
+            router.close(linger=0)
+            with pytest.raises(RequestFailed, match="was lost"):
+                next(stream)
+
+
+def test_a_closed_client_says_so(server: RunningServer) -> None:
+    client = Client(server.address)
+    stream = client.stream("slow")
+    client.close()
+    client.close()
+    with pytest.raises(RequestFailed, match="closed"):
+        list(stream)
+    with pytest.raises(RequestFailed, match="closed"):
+        client.ping()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "nonsense", "tcp://127.0.0.1", "tcp://127.0.0.1:65536", "tcp://x:*", "udp://x:1"]
+)
+def test_an_address_that_is_none(address: str) -> None:
+    with pytest.raises(ValueError, match="address"):
+        Client(address)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
+def test_a_timeout_that_is_none(timeout: float) -> None:
+    with pytest.raises(ValueError, match="timeout"):
+        Client(timeout=timeout)
+
+
+def test_async_generate_and_stream(server: RunningServer) -> None:
+    async def body(client: AsyncClient) -> None:
+        async def count(length: int) -> int:
+            return len([delta async for delta in client.stream("slow", SamplingParams(max_tokens=length))])
+
+        lengths = list(range(1, 21))
+        assert await asyncio.gather(*map(count, lengths)) == lengths
+        outputs = await client.generate(["echo", "slow"], SamplingParams(max_tokens=2))
+        assert [output.outputs[0].text for output in outputs] == ["0 1 "] * 2
+        assert await client.ping() > 0
+        assert (await client.stats())["model"] == "fake"
+
+    run_async(server, body)
+
+
+def test_async_streams_left_early_are_cancelled(server: RunningServer) -> None:
+    async def body(client: AsyncClient) -> None:
+        async for _ in client.stream("slow", SamplingParams(max_tokens=100_000)):
+            break
+        closed = client.stream("slow", SamplingParams(max_tokens=100_000))
+        await anext(closed)
+        await closed.aclose()
+        cancelled = client.stream("slow", SamplingParams(max_tokens=100_000), request_id="mine")
+        await anext(cancelled)
+        await client.cancel("mine")
+        assert len([delta async for delta in cancelled]) < 1000
+        task = asyncio.ensure_future(client.generate("slow", SamplingParams(max_tokens=100_000)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        deadline = time.monotonic() + 10
+        while (await client.stats())["num_running"]:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    run_async(server, body)
+
+
+def test_async_failures_are_raised_where_they_are_waited_for(server: RunningServer) -> None:
+    async def body(client: AsyncClient) -> None:
+        going_on = client.stream("slow", SamplingParams(max_tokens=20))
+        with pytest.raises(RequestFailed, match=r"prompts\[0\]"):
+            await client.generate("refuse")
+        with pytest.raises(RequestFailed, match="prompt_too_long"):
+            await anext(client.stream("refuse"))
+        assert len([delta async for delta in going_on]) == 20
+
+    run_async(server, body)
+
+
+def test_importing_a_client_is_quick_and_loads_no_engine() -> None:
+    program = (
+        "import time; begin = time.process_time(); from waferline import Client; took = time.process_time() - begin\n"
+        "import sys; print(took); print({'numpy', 'numba', 'waferline_kernels', 'asyncio'} & set(sys.modules))"
+    )
+    took, loaded = min(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split("\n")[
+            :2
+        ]
+        for _ in range(3)
+    )
+    assert loaded == "set()"
+    assert float(took) < 0.2
