@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""What quantisation costs: perplexity of a dtype and of f32 on a text, and the mean KL divergence between them.
+
+    python benches/quality.py ../shared/models/stories260K \\
+        ../shared/corpora/tinystories_1000/tinystories_1000.txt --dtype q8 --stories 50
+
+TEXT is one file; `<|endoftext|>` on a line of its own ends each story. Every story is scored by itself: encoded with
+the BOS token that the tokenizer gives it, cut to the model's context, each of its tokens but the first predicted from
+those before it. Perplexity is exp of the mean negative log-likelihood over all those tokens; the divergence (nats) is
+that of the dtype from f32, over the same positions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waferline.fabric.placement import plan_placement
+from waferline.model.load import Model, load_model
+from waferline_kernels.executor import Executor, create_executor
+from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SPAN, ExecutorLimits
+
+STORY_END = "<|endoftext|>"
+ROWS = 512  # of a step; bounds the logits held at once
+
+
+def read_stories(path: Path, count: int) -> list[str]:
+    stories = (story.strip() for story in path.read_text(encoding="utf-8").split(STORY_END))
+    return [story for story in stories if story][:count]
+
+
+def make_executor(model: Model, context: int, threads: int | None) -> Executor:
+    limits = ExecutorLimits(
+        max_num_seqs=1,
+        max_model_len=context,
+        max_num_batched_tokens=ROWS,
+        max_num_logits=ROWS,
+        num_kv_blocks=-(-context // KV_BLOCK_SIZE),
+    )
+    executor = create_executor(model.program, plan_placement(model.program, threads), model.weights, limits)
+    executor.sequences.block_tables[0] = np.arange(limits.num_kv_blocks)
+    executor.sequences.num_blocks[0] = limits.num_kv_blocks
+    params = executor.sequences.sampling[0]
+    params["top_p"] = params["repetition_penalty"] = 1
+    params["num_logprobs"] = params["num_prompt_logprobs"] = NO_LOGPROBS
+    return executor
+
+
+def log_probabilities(model: Model, executor: Executor, token_ids: list[int]) -> Iterator[NDArray[np.float64]]:
+    """Log-probabilities of what follows each token but the last, a chunk of rows at a time: float64 [rows, vocab]."""
+    table, count = executor.sequences, len(token_ids)
+    table.tokens[0, :count], table.num_tokens[0] = token_ids, count
+    for start in range(0, count - 1, ROWS):
+        rows = min(ROWS, count - 1 - start)
+        executor.run(model.program, np.array([(0, start, rows, rows)], SPAN), max_steps=1)
+        executor.ring.drain()
+        logits = executor.logits[:rows, : model.config.vocab].astype(np.float64)
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        yield shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--dtype", default="q8")
+    parser.add_argument("--stories", type=int, default=50)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--max-model-len", type=int, help="shorter than the model's context, to save time and memory")
+    args = parser.parse_args()
+
+    models = [load_model(args.model, dtype, args.max_model_len) for dtype in ("f32", args.dtype)]
+    context = models[0].max_model_len
+    executors = [make_executor(model, context, args.threads) for model in models]
+    num_tokens, losses, divergence = 0, [0.0, 0.0], 0.0
+    for story in read_stories(args.text, args.stories):
+        token_ids = models[0].tokenizer.encode(story)[:context]
+        start = 1
+        for f32, other in zip(
+            *(log_probabilities(m, e, token_ids) for m, e in zip(models, executors, strict=True)), strict=True
+        ):
+            targets = np.array(token_ids[start : start + len(f32)])
+            start += len(f32)
+            for side, logprobs in enumerate((f32, other)):
+                losses[side] -= float(logprobs[np.arange(len(targets)), targets].sum())
+            divergence += float((np.exp(f32) * (f32 - other)).sum())
+            num_tokens += len(targets)
+    for executor in executors:
+        executor.close()
+
+    if not num_tokens:
+        parser.error(f"text: {args.text} holds no story of two tokens or more")
+    perplexities = [math.exp(loss / num_tokens) for loss in losses]
+    print(f"model            {models[0].name}, {executors[0].name} {executors[0].level}")
+    print(f"scored           {num_tokens} tokens of {args.stories} stories at most, in a context of {context}")
+    print(f"perplexity f32   {perplexities[0]:.4f}")
+    print(f"perplexity {args.dtype:5} {perplexities[1]:.4f}  ({100 * (perplexities[1] / perplexities[0] - 1):+.3f}%)")
+    print(f"mean KL          {divergence / num_tokens:.6f} nats")
+
+
+if __name__ == "__main__":
+    main()

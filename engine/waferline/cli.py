@@ -1,0 +1,191 @@
+"""The command line. Each command is one function; what it needs is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from .runtime.errors import RequestFailed
+from .sampling_options import add_sampling_options, sampling_params
+from .serving.address import DEFAULT_ADDRESS, check_bind_address
+
+INTERRUPTED = 130  # what a shell reports of a command that SIGINT ended
+BROKEN_PIPE = 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command that ``argv`` names; the exit status: 1 after an error, 2 for wrong usage."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        return int(args.run(args))
+    except UsageError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has gone; nothing more must be flushed into it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (RequestFailed, OSError, ValueError, TypeError, RuntimeError) as error:
+        print(f"waferline: {error}", file=sys.stderr)
+        return 1
+
+
+class UsageError(Exception):
+    """Arguments that do not go together, or are out of range."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="waferline", description="A low-latency streaming token-generation engine.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    demo = commands.add_parser("demo", help="serve the embedded model, stream a story from it, and show the timings")
+    demo.add_argument("--prompt", default="Once upon a time")
+    demo.add_argument("--model", default="demo", help="another model than the embedded one")
+    add_sampling_options(demo, temperature=0.7, seed=7, max_tokens=256)
+    demo.set_defaults(run=run_demo)
+
+    serve = commands.add_parser("serve", help="serve a model over ZeroMQ until told to stop")
+    _add_model_arguments(serve)
+    serve.add_argument(
+        "--bind", default=DEFAULT_ADDRESS, metavar="ADDRESS", help="port * for any free one; %(default)s"
+    )
+    serve.add_argument("--allow-remote", action="store_true", help="allow to bind where other machines can connect")
+    serve.add_argument("--max-model-len", type=int, metavar="TOKENS", help="of a completion and its prompt")
+    serve.add_argument("--max-num-seqs", type=int, metavar="N", help="completions that run at once")
+    serve.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="of one step")
+    serve.add_argument("--kv-cache-memory", type=_size, metavar="SIZE", help="such as 512MiB or 2GiB")
+    serve.add_argument("--kv-dtype", metavar="DTYPE")
+    serve.add_argument(
+        "--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="after SIGTERM; %(default)s"
+    )
+    serve.add_argument("--die-with-parent", action="store_true", help=argparse.SUPPRESS)
+    serve.set_defaults(run=run_serve)
+
+    generate = commands.add_parser("generate", help="complete prompts, by a server")
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT")
+    _add_client_arguments(generate)
+    generate.set_defaults(run=run_generate)
+
+    stream = commands.add_parser("stream", help="complete a prompt, by a server, token by token; Ctrl-C cancels")
+    stream.add_argument("prompt", metavar="PROMPT")
+    _add_client_arguments(stream)
+    stream.set_defaults(run=run_stream)
+
+    pack = commands.add_parser("pack", help="write a model as one file that loads without conversion")
+    pack.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "demo"')
+    pack.add_argument("out", metavar="OUT")
+    pack.add_argument("--dtype", help="q4, q8, bf16 or f32; default: q8")
+    pack.set_defaults(run=run_pack)
+
+    inspect = commands.add_parser("inspect", help="show a model's program, and where its weights lie")
+    _add_model_arguments(inspect)
+    inspect.set_defaults(run=run_inspect)
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, a packed file, or "demo"')
+    parser.add_argument("--dtype", help="of the weights: q4, q8, bf16 or f32; default: q8, or what a packed file has")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as the model has work for")
+
+
+def _add_client_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--connect", default=DEFAULT_ADDRESS, metavar="ADDRESS", help="%(default)s")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="of silence; %(default)s")
+    add_sampling_options(parser)
+
+
+def _size(text: str) -> int:
+    from .fabric.host import parse_size
+
+    return parse_size(text)
+
+
+def _sampling_params(args: argparse.Namespace) -> Any:
+    try:
+        return sampling_params(args)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    from .demo_command import run
+
+    run(args.model, args.prompt, _sampling_params(args))
+    return 0
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    from .serving.engine_link import EngineConfig
+    from .serving.engine_process import LIMITS, die_with_parent
+    from .serving.server import Server
+
+    def print_ready(stats: dict[str, Any]) -> None:
+        threads = f"{stats['threads']} thread{'s' if stats['threads'] > 1 else ''}"
+        where = f"{stats['backend']}/{stats['level']}, {threads}"
+        print(f"waferline: serving {stats['model']} ({stats['dtype']}) on {where} at {server.address}", flush=True)
+
+    try:
+        check_bind_address(args.bind, args.allow_remote)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if args.die_with_parent:
+        die_with_parent()
+    limits = {name: getattr(args, name) for name in LIMITS}
+    config = EngineConfig(model=args.model, dtype=args.dtype, **limits)
+    server = Server(args.bind, config, drain_timeout=args.drain_timeout, on_ready=print_ready)
+    server.install_signal_handlers()
+    server.run()
+    return 0
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    from .serving.client import Client
+
+    params = _sampling_params(args)
+    with Client(args.connect, timeout=args.timeout) as client:
+        for output in client.generate(args.prompts, params):
+            for completion in output.outputs:
+                print(completion.text)
+    return 0
+
+
+def run_stream(args: argparse.Namespace) -> int:
+    from .serving.client import Client
+
+    params = _sampling_params(args)
+    if params.n != 1:
+        raise UsageError(f"n: {params.n}, expected 1 for a stream")
+    with Client(args.connect, timeout=args.timeout) as client:
+        stream = client.stream(args.prompt, params)
+        try:
+            for delta in stream:
+                print(delta.text, end="", flush=True)
+        finally:
+            stream.close()
+            print()
+    return 0
+
+
+def run_pack(args: argparse.Namespace) -> int:
+    from .model.load import pack_model
+
+    pack_model(args.model, args.out, args.dtype)
+    print(f"waferline: wrote {args.out} ({os.path.getsize(args.out) / 1e6:.1f} MB)")
+    return 0
+
+
+def run_inspect(args: argparse.Namespace) -> int:
+    from .inspect_command import inspect_lines
+    from .model.load import load_model
+
+    for line in inspect_lines(load_model(args.model, args.dtype), args.threads):
+        print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
