@@ -16,9 +16,11 @@ NATIVE = Path("kernels/waferline_kernels/native")
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
 # -march levels and not single features, so that a CFLAGS=-march=native of the user's cannot leak into the base files.
 X86_BASE = ["-march=x86-64", "-mtune=generic"]
+AVX512 = ["-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"]
 LEVEL_FLAGS = {
     "kernels_avx2": ["-march=x86-64-v3"],
-    "kernels_avx512": ["-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"],
+    "kernels_avx512": AVX512,
+    "kernels_amx": [*AVX512, "-mamx-tile", "-mamx-int8"],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 

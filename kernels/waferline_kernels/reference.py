@@ -19,7 +19,7 @@ from .tiles import (
     TILE_N,
     TileFormat,
     quantize_rows,
-    strip_codes,
+    strip_integers,
     strip_scales,
     unpack_matrix,
 )
@@ -46,7 +46,7 @@ def matmul_quantized(
 
     Group by group in ascending K: ``acc = acc + float(isum) * (weight scale * activation scale)``.
     """
-    weight = strip_codes(strips, k, format).astype(np.int32) - format.zero_point  # [N, K]
+    weight = strip_integers(strips, k, format)  # [N, K]
     weight_scales = strip_scales(strips, k, format)  # [N, G]
     acc = np.zeros((len(codes), len(weight)), np.float32)
     for g in range(format.num_groups(k)):

@@ -10,21 +10,31 @@ format  a line                     weight
 ======  =========================  ======================================================================
 f32     float32 [16]               itself
 bf16    bfloat16 [16][2]           itself
-q8      uint8 [16][4]              (code - 128) * scale, code in 1..255
-q4      uint8 [16][4], two codes   (code - 8) * scale, code in 0..15; a byte holds k in its low half and
-        a byte                     k + 4 in its high half
+q8      int8 [16][4]               code * scale, code in -127..127
+q4      uint8 [16][4], two codes   (code - 8) * subscale * scale, code in 0..15, subscale in -8..-1 or 1..8;
+        a byte                     a byte holds k in its low half and k + 4 in its high half
 ======  =========================  ======================================================================
 
 The q8 lines serve VNNI's four-wide dot product and, sixteen of them, an AMX tile register; a q4 line unpacks to two of
-them. In a quantised strip every two groups are led by a line of their scales, so that a strip is read in one ascending
-sweep, which is what hardware prefetchers follow::
+them. A scale is a bfloat16 for each (group of 128 K, column). Sums over so many products are exact integers, and only
+once a group do they become floats: that is what lets the tile registers run. Four bits need finer scales than that, so
+a q4 group has an integer subscale for each 32 K; a code times its subscale is an int8, and the sum stays exact (the
+progressive quantisation of QServe, Lin et al. 2024). It has a sign because the code -8 has no counterpart: the largest
+weight of either sign can have it.
 
-    scales  bfloat16 [2][16]    of groups 2 b and 2 b + 1
-    lines   of group 2 b, then of group 2 b + 1
+The scales lie among the codes, so that a strip is read in one ascending sweep, which is what hardware prefetchers
+follow. In q8 two groups are led by a line of their scales, in q4 each group by a line of its own::
+
+    q8  scales     bfloat16 [2][16]    of groups 2 b and 2 b + 1
+        lines      of group 2 b, then of group 2 b + 1
+    q4  scales     bfloat16 [16]       of group b
+        subscales  uint8 [2][16]       0..15 for -8..-1, 1..8: those of the first and third 32 K in the low halves, of
+                                       the second and fourth in the high halves
+        lines      of group b
 
 A worked example, q8, ``K = 4``, ``N = 1``, weights ``[0.5, -1.0, 0.0, 1.0]``: the scale is bfloat16(1 / 127) =
-0.00787354, the codes are ``round(w / scale) + 128`` = ``[192, 1, 128, 255]``, and the strip is a line of scales (``3c01``
-and zeros) followed by the line ``c0 01 80 ff`` and fifteen columns of ``80 80 80 80``.
+0.00787354, the codes are ``round(w / scale)`` = ``[64, -127, 0, 127]``, and the strip is a line of scales (``013c`` and
+zeros) followed by the line ``40 81 00 7f`` and fifteen columns of zeros.
 
 Activations of a quantised matmul are int8, one float32 scale for each (row, group): see ``quantize_rows``.
 """
@@ -41,7 +51,11 @@ TILE_N = 16
 LINE_BYTES = 64
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 Q8_MAX_CODE = 127
-Q8_ZERO_POINT = 128
+Q4_ZERO_POINT = 8
+GROUP = 128
+SUBGROUP = 32
+SUBGROUPS = GROUP // SUBGROUP
+MAX_SUBSCALE = 8
 MIN_ACTIVATION_MAX = np.float32(1e-30)  # below it a group counts as zeros: 127 / max would overflow
 
 
@@ -50,14 +64,14 @@ class TileFormat:
     """How a strip stores its weights.
 
     ``code`` identifies the storage in a program's tensor table. ``group`` is the number of K that share one scale, 0
-    where weights are not quantised; it is part of the format, as is the ``zero_point`` of the unsigned codes.
+    where weights are not quantised; ``groups_per_line`` is how many groups' scales share a line.
     """
 
     name: str
     code: int
     bits: int
     group: int = 0
-    zero_point: int = 0
+    groups_per_line: int = 0
 
     @property
     def is_quantized(self) -> bool:
@@ -74,13 +88,13 @@ class TileFormat:
     def line_slots(self, k: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where in a strip, counted in lines, the lines of weights lie, and where those of scales.
 
-        >>> Q8.line_slots(200)[1]  # 32 lines, of two groups, after the first and 18 after the second
-        array([ 0, 33])
+        >>> Q8.line_slots(400)[1]  # 64 lines, of two groups, after the first and 36 after the second
+        array([ 0, 65])
         """
         lines = np.arange(-(-k // self.line_k))
         if not self.is_quantized:
             return lines, lines[:0]
-        block = 2 * self.group // self.line_k  # lines that share one line of scales
+        block = self.groups_per_line * self.group // self.line_k  # lines that share one line of scales
         return lines + lines // block + 1, lines[::block] // block * (block + 1)
 
     def strip_bytes(self, k: int) -> int:
@@ -88,9 +102,9 @@ class TileFormat:
 
 
 F32 = TileFormat("f32", code=0, bits=32)
-Q8 = TileFormat("q8", code=1, bits=8, group=64, zero_point=Q8_ZERO_POINT)
+Q8 = TileFormat("q8", code=1, bits=8, group=GROUP, groups_per_line=2)
 BF16 = TileFormat("bf16", code=2, bits=16)
-Q4 = TileFormat("q4", code=3, bits=4, group=32, zero_point=8)
+Q4 = TileFormat("q4", code=3, bits=4, group=GROUP, groups_per_line=1)
 FORMATS = {format.name: format for format in (F32, BF16, Q8, Q4)}
 
 
@@ -129,12 +143,24 @@ def pack_matrix(weight: NDArray[np.float32], format: TileFormat) -> NDArray[np.u
         raise ValueError("weight: holds NaN or infinity, expected finite numbers")
     if not format.is_quantized:
         return _lines(bfloat16_bits(columns) if format.bits == 16 else columns, format)
-    scales, codes = _quantize_columns(columns, format)
+    groups = np.zeros((strips, TILE_N, format.num_groups(k) * format.group), np.float32)
+    groups[:, :, :k] = columns
+    groups = groups.reshape(strips, TILE_N, -1, format.group)
     line_slots, scale_slots = format.line_slots(k)
     packed = np.zeros((strips, len(line_slots) + len(scale_slots), LINE_BYTES), np.uint8)
-    pairs = np.zeros((strips, 2 * len(scale_slots), TILE_N), np.uint16)
-    pairs[:, : scales.shape[2]] = scales.transpose(0, 2, 1)
-    packed[:, scale_slots] = pairs.view(np.uint8).reshape(strips, -1, LINE_BYTES)
+    codes: NDArray[Any]
+    if format.bits == 8:
+        scales, codes = quantize_q8(groups)
+        lines = np.zeros((strips, 2 * len(scale_slots), TILE_N), np.uint16)
+        lines[:, : scales.shape[2]] = scales.transpose(0, 2, 1)
+        packed[:, scale_slots] = lines.view(np.uint8).reshape(strips, -1, LINE_BYTES)
+    else:
+        scales, subscales, codes = quantize_q4(groups)
+        packed[:, scale_slots, : 2 * TILE_N] = np.ascontiguousarray(scales.transpose(0, 2, 1)).view(np.uint8)
+        nibbles = (subscales + MAX_SUBSCALE - (subscales > 0)).astype(np.uint8)
+        pairs = nibbles[..., 0::2] | nibbles[..., 1::2] << 4  # [strips, 16, G, 2]
+        packed[:, scale_slots, 2 * TILE_N :] = pairs.transpose(0, 2, 3, 1).reshape(strips, -1, 2 * TILE_N)
+    codes = codes.reshape(strips, TILE_N, -1)[:, :, :k]
     packed[:, line_slots] = _lines(codes, format).reshape(strips, -1, LINE_BYTES)
     return packed.reshape(strips, -1)
 
@@ -143,7 +169,7 @@ def _lines(columns: NDArray[Any], format: TileFormat) -> NDArray[np.uint8]:
     """The lines of ``columns`` (weights or codes [S, 16, K]), uint8 [S, lines * 64]; K is padded with zero weights."""
     strips, _, k = columns.shape
     lines = -(-k // format.line_k)
-    padded = np.full((strips, TILE_N, lines * format.line_k), format.zero_point, columns.dtype)
+    padded = np.full((strips, TILE_N, lines * format.line_k), Q4_ZERO_POINT if format.bits == 4 else 0, columns.dtype)
     padded[:, :, :k] = columns
     if format.bits == 4:
         low_high = padded.reshape(strips, TILE_N, lines, 2, 4)
@@ -152,68 +178,98 @@ def _lines(columns: NDArray[Any], format: TileFormat) -> NDArray[np.uint8]:
     return np.ascontiguousarray(by_line).view(np.uint8).reshape(strips, -1)
 
 
-def _quantize_columns(columns: NDArray[np.float32], format: TileFormat) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Quantise ``columns`` (float32 [S, 16, K]): scales (bfloat16 bits [S, 16, G]) and codes (uint8 [S, 16, K])."""
-    strips, _, k = columns.shape
-    padded = np.zeros((strips, TILE_N, format.num_groups(k) * format.group), np.float32)
-    padded[:, :, :k] = columns
-    grouped = padded.reshape(strips, TILE_N, -1, format.group)
-    scales = bfloat16_bits(_largest_scale(grouped) if format.bits == 8 else _least_squares_scale(grouped, format))
-    signed = _signed_codes(grouped, bfloat16_to_float32(scales), format)
-    codes = (signed + format.zero_point).astype(np.uint8).reshape(strips, TILE_N, -1)[:, :, :k]
-    return scales, codes
+def quantize_q8(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    """Quantise ``groups`` (float32 [..., 128]): scales (bfloat16 bits [...]) and codes (int8 [..., 128]).
 
-
-def _largest_scale(grouped: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The scale that gives the largest weight of each group [..., group] the signed code 127."""
-    return np.abs(grouped).max(axis=-1) / np.float32(Q8_MAX_CODE)
-
-
-def _least_squares_scale(grouped: NDArray[np.float32], format: TileFormat) -> NDArray[np.float32]:
-    """The scale of each group [..., group] with the least squared error among those that were tried.
-
-    With four bits the code -8 has no counterpart, so the weight of largest magnitude is put there, which may make the
-    scale negative, and the scale is tried shrunk: that clips the largest weight and serves all others better. Each
-    trial ends with the least-squares scale for its codes.
+    The scale gives the largest weight of a group the code 127.
     """
-    extreme = np.take_along_axis(grouped, np.abs(grouped).argmax(axis=-1, keepdims=True), axis=-1)[..., 0]
-    best, least = np.zeros_like(extreme), np.full_like(extreme, np.inf)
-    for shrink in LEAST_SQUARES_TRIALS:
-        codes = _signed_codes(grouped, extreme / np.float32(-shrink), format)
-        squares = (codes * codes).sum(axis=-1)
-        scale = (codes * grouped).sum(axis=-1) / np.where(squares > 0, squares, np.float32(1))
-        rounded = bfloat16_to_float32(bfloat16_bits(scale))
-        error = grouped - _signed_codes(grouped, rounded, format) * rounded[..., None]
+    scales = bfloat16_bits(np.abs(groups).max(axis=-1) / np.float32(Q8_MAX_CODE))
+    codes = _round_codes(groups, bfloat16_to_float32(scales), -Q8_MAX_CODE, Q8_MAX_CODE)
+    return scales, codes.astype(np.int8)
+
+
+def quantize_q4(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np.int8], NDArray[np.uint8]]:
+    """Quantise ``groups`` (float32 [..., 128]): scales (bfloat16 bits [...]), subscales (int8 [..., 4]) and codes (uint8
+    [..., 128], 0..15).
+
+    The subscales and the scale are those of least squared error among the ones tried; the largest weight may be clipped,
+    which serves all others better.
+    """
+    subgroups = groups.reshape(*groups.shape[:-1], -1, SUBGROUP)  # [..., 4, 32]
+    extreme = np.take_along_axis(subgroups, np.abs(subgroups).argmax(axis=-1, keepdims=True), axis=-1)[..., 0]
+    largest = np.abs(extreme).max(axis=-1)  # [...]
+    scale, least = np.zeros_like(largest), np.full_like(largest, np.inf)
+    subscales = np.ones_like(extreme)
+    for reach in Q4_TRIALS:
+        tried = largest / np.float32(reach * MAX_SUBSCALE)
+        errors, chosen = _best_subscales(subgroups, extreme, tried, reach)
+        is_better = errors < least
+        scale, least = np.where(is_better, tried, scale), np.where(is_better, errors, least)
+        subscales = np.where(is_better[..., None], chosen, subscales)
+    integers = _q4_codes(subgroups, scale[..., None] * subscales) * subscales[..., None]
+    squares = (integers * integers).sum(axis=(-2, -1))
+    fitted = (integers * subgroups).sum(axis=(-2, -1)) / np.where(squares > 0, squares, np.float32(1))
+    scales = bfloat16_bits(fitted)
+    codes = _q4_codes(subgroups, bfloat16_to_float32(scales)[..., None] * subscales) + np.float32(Q4_ZERO_POINT)
+    return scales, subscales.astype(np.int8), codes.astype(np.uint8).reshape(groups.shape)
+
+
+Q4_TRIALS = (6.9, 7.4, 7.9, 8.4, 8.9)  # codes that the largest weight of a group would have
+
+
+def _best_subscales(
+    subgroups: NDArray[np.float32], extreme: NDArray[np.float32], scale: NDArray[np.float32], reach: float
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """With ``scale`` [...] given: the squared errors [...] and the subscales [..., 4] of ``subgroups`` [..., 4, 32], whose
+    weights of largest magnitude, ``extreme`` [..., 4], come to have the code -8."""
+    sign, divisor = np.where(extreme > 0, np.float32(-1), np.float32(1)), scale[..., None]
+    nearest = np.rint(np.abs(extreme) / np.where(divisor > 0, divisor, np.float32(np.inf)) / np.float32(reach))
+    least, chosen = np.full_like(extreme, np.inf), np.ones_like(extreme)
+    for offset in (-1, 0, 1):
+        tried = np.clip(nearest + np.float32(offset), 1, MAX_SUBSCALE) * sign
+        steps = divisor * tried
+        error = subgroups - _q4_codes(subgroups, steps) * steps[..., None]
         squared_error = (error * error).sum(axis=-1)
         is_better = squared_error < least
-        best, least = np.where(is_better, rounded, best), np.where(is_better, squared_error, least)
-    return best
+        least, chosen = np.where(is_better, squared_error, least), np.where(is_better, tried, chosen)
+    return least.sum(axis=-1), chosen
 
 
-LEAST_SQUARES_TRIALS = (6.6, 7.0, 7.4, 7.8, 8.0, 8.2, 8.6, 9.0, 9.6)  # codes that the largest weight would have
+def _q4_codes(x: NDArray[np.float32], step: NDArray[np.float32]) -> NDArray[np.float32]:
+    return _round_codes(x, step, -Q4_ZERO_POINT, Q4_ZERO_POINT - 1)
 
 
-def _signed_codes(grouped: NDArray[np.float32], scale: NDArray[np.float32], format: TileFormat) -> NDArray[np.float32]:
-    """Codes less the zero point, as float32 [..., group], of groups with ``scale`` [...]; a scale of 0 gives zeros."""
-    divisor = scale[..., None]
-    steps = grouped / np.where(divisor == 0, np.float32(np.inf), divisor)
-    lowest = -format.zero_point + (format.bits == 8)  # q8 leaves code 0 unused, so that every code has its negative
-    return np.clip(np.rint(steps), lowest, format.zero_point - 1)
+def _round_codes(x: NDArray[np.float32], step: NDArray[np.float32], low: int, high: int) -> NDArray[np.float32]:
+    """``x`` [..., n] in steps of ``step`` [...], to the nearest in ``low .. high``; a step of 0 gives zeros."""
+    divisor = step[..., None]
+    return np.clip(np.rint(x / np.where(divisor == 0, np.float32(np.inf), divisor)), low, high)
 
 
-def strip_codes(packed: NDArray[np.uint8], k: int, format: TileFormat) -> NDArray[np.uint8]:
-    """The codes of quantised strips as uint8 ``[num_strips * 16, K]``, a row for each column of the strips."""
+def strip_integers(packed: NDArray[np.uint8], k: int, format: TileFormat) -> NDArray[np.int8]:
+    """The weights of quantised strips less their scales, int8 ``[num_strips * 16, K]``, a row for each column: the
+    codes of q8, and of q4 codes times subscales."""
     strips = packed.shape[0]
-    lines = packed.reshape(strips, -1, LINE_BYTES)[:, format.line_slots(k)[0]].reshape(strips, -1, TILE_N, 4)
-    if format.bits == 4:
-        lines = np.concatenate([lines & 15, lines >> 4], axis=-1)
-    return np.ascontiguousarray(lines.transpose(0, 2, 1, 3).reshape(strips * TILE_N, -1)[:, :k])
+    line_slots, scale_slots = format.line_slots(k)
+    by_slot = packed.reshape(strips, -1, LINE_BYTES)
+    lines = by_slot[:, line_slots].reshape(strips, -1, TILE_N, 4)
+    if format.bits == 8:
+        return _by_column(lines.view(np.int8), k)
+    codes = _by_column(np.concatenate([lines & 15, lines >> 4], axis=-1).view(np.int8), k) - np.int8(Q4_ZERO_POINT)
+    nibbles = by_slot[:, scale_slots, 2 * TILE_N :].reshape(strips, -1, 2, TILE_N)
+    subscales = np.stack([nibbles & 15, nibbles >> 4], axis=3).transpose(0, 4, 1, 2, 3)  # [strips, 16, G, 2, 2]
+    signed = subscales.reshape(strips * TILE_N, -1).astype(np.int8) - np.int8(MAX_SUBSCALE)
+    return codes * np.repeat(signed + (signed >= 0), SUBGROUP, axis=1)[:, :k]
+
+
+def _by_column(lines: NDArray[Any], k: int) -> NDArray[Any]:
+    """Lines [S, L, 16, line_k] as [S * 16, K]."""
+    return np.ascontiguousarray(lines.transpose(0, 2, 1, 3).reshape(len(lines) * TILE_N, -1)[:, :k])
 
 
 def strip_scales(packed: NDArray[np.uint8], k: int, format: TileFormat) -> NDArray[np.float32]:
     """The scales of quantised strips as float32 ``[num_strips * 16, G]``."""
     strips, groups = packed.shape[0], format.num_groups(k)
-    lines = packed.reshape(strips, -1, LINE_BYTES)[:, format.line_slots(k)[1]]
+    lines = packed.reshape(strips, -1, LINE_BYTES)[:, format.line_slots(k)[1], : format.groups_per_line * 2 * TILE_N]
     bits = np.ascontiguousarray(lines).view(np.uint16).reshape(strips, -1, TILE_N)[:, :groups]
     return bfloat16_to_float32(bits).transpose(0, 2, 1).reshape(strips * TILE_N, groups)
 
@@ -225,12 +281,11 @@ def unpack_matrix(packed: NDArray[np.uint8], n: int, k: int, format: TileFormat)
         found = f"{packed.dtype} {packed.shape}"
         raise ValueError(f"packed: {found}, expected uint8 {expected} for {format.name} [{n}, {k}]")
     if format.is_quantized:
-        signed = strip_codes(packed, k, format)[:n].astype(np.float32) - np.float32(format.zero_point)
-        return signed * np.repeat(strip_scales(packed, k, format)[:n], format.group, axis=1)[:, :k]
+        integers = strip_integers(packed, k, format)[:n].astype(np.float32)
+        return integers * np.repeat(strip_scales(packed, k, format)[:n], format.group, axis=1)[:, :k]
     elements: NDArray[Any] = packed.view(np.uint16 if format.bits == 16 else np.float32)
-    lines = elements.reshape(expected[0], -1, TILE_N, format.line_k)
-    weights = lines.transpose(0, 2, 1, 3).reshape(expected[0] * TILE_N, -1)[:n, :k]
-    return bfloat16_to_float32(weights) if format.bits == 16 else np.ascontiguousarray(weights)
+    weights = _by_column(elements.reshape(expected[0], -1, TILE_N, format.line_k), k)[:n]
+    return bfloat16_to_float32(weights) if format.bits == 16 else weights
 
 
 def interleave_strips(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -60,7 +60,7 @@ def test_a_matmul_equals_numpy(target: str, format: TileFormat, shape: tuple[int
     """q8 to the bit, for any number of rows and threads; f32 to rounding."""
     n, k = shape
     model = matmul_program(n, k, format)
-    for rows, threads in ((1, 1), (2, 2), (7, 1), (13, 2)):
+    for rows, threads in ((1, 1), (2, 2), (7, 1), (13, 2), (35, 1), (63, 2)):
         results = []
         for name in ("reference", target):
             with executor_of(name, model, threads if name == target else 1) as executor:

@@ -33,7 +33,7 @@ from waferline_kernels.placement import Placement
 from waferline_kernels.program import Program
 from waferline_kernels.reference import matmul_quantized
 from waferline_kernels.sequences import SPAN
-from waferline_kernels.tiles import F32, Q8, quantize_rows, unpack_matrix
+from waferline_kernels.tiles import F32, GROUP, Q8, SUBGROUP, quantize_rows, unpack_matrix
 
 
 def make(model: tuple[Program, dict[str, Any]], threads: int = 1) -> NumbaExecutor:
@@ -75,14 +75,15 @@ def test_quantised_rows_are_those_of_numpy(values: list[float], halves: bool) ->
     k = x.shape[1]
     padded = np.zeros(-(-k // 16) * 16, np.float32)
     padded[:k] = x[0]
-    codes, scales, sums = np.ones(len(padded), np.int8), np.ones(3, np.float32), np.ones(3, np.int32)
-    quantize_row(padded, 0, k, 64, codes, 0, scales, sums, 0)
-    expected_codes, expected_scales = quantize_rows(x, 64)
+    codes, scales, sums = np.ones(len(padded), np.int8), np.ones(2, np.float32), np.ones(8, np.int32)
+    quantize_row(padded, 0, k, codes, 0, scales, sums, 0)
+    expected_codes, expected_scales = quantize_rows(x, GROUP)
     groups = expected_scales.shape[1]
     assert (codes[:k] == expected_codes[0]).all()
     assert (codes[k:] == 0).all()
     assert (scales[:groups] == expected_scales[0]).all()
-    assert sums[:groups].tolist() == [codes[begin : begin + 64].sum(dtype=np.int64) for begin in range(0, k, 64)]
+    expected_sums = [codes[begin : begin + SUBGROUP].sum(dtype=np.int64) for begin in range(0, k, SUBGROUP)]
+    assert sums[: len(expected_sums)].tolist() == expected_sums
 
 
 @pytest.mark.parametrize(

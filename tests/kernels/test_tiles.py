@@ -21,7 +21,7 @@ def test_the_worked_example_of_the_module() -> None:
     strip = pack_matrix(np.array([[0.5, -1.0, 0.0, 1.0]], np.float32), Q8)
     assert strip.shape == (1, 128)
     assert strip[0, :64].tobytes().hex() == "013c" + "00" * 62
-    assert strip[0, 64:].tobytes().hex() == "c00180ff" + "80808080" * 15
+    assert strip[0, 64:].tobytes().hex() == "4081007f" + "00000000" * 15
 
 
 @given(SHAPES)
@@ -50,12 +50,13 @@ def test_q4_beats_rounding_to_the_largest_weight(shape: tuple[int, int]) -> None
     packed = pack_matrix(weight, Q4)
     assert packed.shape == (tiles.num_strips(n), Q4.strip_bytes(k))
     unpacked = unpack_matrix(packed, n, k, Q4)
-    padded = np.zeros((n, Q4.num_groups(k) * Q4.group), np.float32)
+    padded = np.zeros((n, tiles.round_up(k, tiles.SUBGROUP)), np.float32)
     padded[:, :k] = weight
-    grouped = padded.reshape(n, -1, Q4.group)
+    grouped = padded.reshape(n, -1, tiles.SUBGROUP)
     scale = tiles.bfloat16_to_float32(tiles.bfloat16_bits(np.abs(grouped).max(axis=2, keepdims=True) / 7))
     plain = (np.rint(grouped / np.where(scale > 0, scale, 1)) * scale).reshape(n, -1)[:, :k]
-    assert ((unpacked - weight) ** 2).sum() <= ((plain - weight) ** 2).sum() * 1.01
+    allowed = 1.01 * ((plain - weight) ** 2).sum() + 1e-5 * (weight**2).sum()  # the scale's own rounding
+    assert ((unpacked - weight) ** 2).sum() <= allowed
 
 
 @given(SHAPES)
@@ -69,8 +70,7 @@ def test_q8_is_within_half_a_step_and_packs_again_to_the_same_bytes(shape: tuple
     scales = np.repeat(tiles.strip_scales(packed, k, Q8)[:n], Q8.group, axis=1)[:, :k]
     # A scale is rounded to bfloat16, so the largest code of a group may be off by 127 times its relative error.
     assert (np.abs(unpacked - weight) <= scales * (0.5 + 127 * 2**-8)).all()
-    codes = tiles.strip_codes(packed, k, Q8)[:n]
-    assert codes.min() >= 1
+    assert tiles.strip_integers(packed, k, Q8).min() >= -127
 
 
 @pytest.mark.parametrize("format", [F32, BF16, Q8, Q4], ids=lambda f: f.name)

@@ -26,22 +26,22 @@ def table_of(program: Program) -> list[str]:
 def test_a_q8_program(fixtures_dir: Path) -> None:
     program = compile_program(config_of(fixtures_dir / "qwen2"), Q8, MAX_MODEL_LEN)
     layer = [
-        "norm x -> act [48 -> 48] weight=layers.1.input_norm group=64",
+        "norm x -> act [48 -> 48] weight=layers.1.input_norm group=128",
         "matmul act -> qkv [48 -> 80] weight=layers.1.qkv bias=layers.1.qkv_bias store",
         "rotary qkv -> qkv [80 -> 80] weight=rope layer=1",
         "attend qkv -> ctx [80 -> 48] layer=1",
-        "quantize ctx -> act [48 -> 48] group=64",
+        "quantize ctx -> act [48 -> 48] group=128",
         "matmul act -> x [48 -> 48] weight=layers.1.o add",
-        "norm x -> act [48 -> 48] weight=layers.1.post_norm group=64",
+        "norm x -> act [48 -> 48] weight=layers.1.post_norm group=128",
         "matmul act -> ffn [48 -> 64] weight=layers.1.gate_up silu_mul",
-        "quantize ffn -> act [64 -> 64] group=64",
+        "quantize ffn -> act [64 -> 64] group=128",
         "matmul act -> x [64 -> 48] weight=layers.1.down add",
     ]
     table = table_of(program)
     assert table[0] == "embed x -> x [48 -> 48] weight=logits"
     assert table[11:21] == layer
     assert table[21:] == [
-        "norm x -> act [48 -> 48] weight=norm group=64",
+        "norm x -> act [48 -> 48] weight=norm group=128",
         "logits act -> logits [48 -> 259] weight=logits store",
         "sample logits -> logits [259 -> 259]",
     ]

@@ -53,7 +53,7 @@ def test_the_same_sources_give_the_same_bytes(fixtures_dir: Path, tmp_path: Path
 def test_the_metadata_names_the_sources(fixtures_dir: Path, tmp_path: Path) -> None:
     pack_model(fixtures_dir / "odd-sharded", tmp_path / "packed")
     metadata = TensorFile(tmp_path / "packed").metadata
-    assert (metadata["format"], metadata["format_version"], metadata["dtype"]) == ("waferline-packed", "1", "q8")
+    assert (metadata["format"], metadata["format_version"], metadata["dtype"]) == ("waferline-packed", "2", "q8")
     files = [p for p in (fixtures_dir / "odd-sharded").iterdir() if p.name != "golden.npz"]
     assert json.loads(metadata["sources"]) == {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
@@ -71,9 +71,9 @@ def rewrite(path: Path, metadata: dict[str, str] | None = None, drop: str = "", 
     ("metadata", "message"),
     [
         ({"format": "pt"}, "format: 'pt', expected waferline-packed; for a checkpoint give the folder"),
-        ({"format_version": "2"}, "format_version: '2', expected 1; pack the model again"),
+        ({"format_version": "1"}, "format_version: '1', expected 2; pack the model again"),
         ({"dtype": "q3"}, "dtype: 'q3', expected f32 or bf16 or q8 or q4"),
-        ({"group": "32"}, "group: '32', expected 64"),
+        ({"group": "32"}, "group: '32', expected 128"),
     ],
 )
 def test_another_format(fixtures_dir: Path, tmp_path: Path, metadata: dict[str, str], message: str) -> None:

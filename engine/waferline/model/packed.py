@@ -6,7 +6,7 @@ computed for the ``max_model_len`` in force), and the model's small files, verba
 Its metadata::
 
     format          "waferline-packed"
-    format_version  "1"
+    format_version  "2"
     dtype           "q8"                        the matrices' format, and
     group           "64"                        the K that share one of its scales (0: none)
     sources         {"model.safetensors": ...}  SHA-256 of every file it was made from
@@ -36,7 +36,7 @@ from .spec import ModelConfig, parse_config
 from .tensor_file import LazyWeights, TensorFile, TensorInfo, write_tensor_file
 
 FORMAT = "waferline-packed"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 
 
 def write_packed(folder: Path, out: Path, dtype: str) -> None:

@@ -24,7 +24,7 @@ cdef extern from "waferline.h":
     ctypedef struct Dims:
         int32_t hidden, layers, heads, kv_heads, head_dim, ffn, vocab
     ctypedef struct Tensor:
-        int32_t n, k, format, group, is_table
+        int32_t n, k, format, is_table
         int64_t strip_bytes, table_stride
         const float *table
 
@@ -38,14 +38,19 @@ cdef extern from "kernels.h":
         const char *level
         uint64_t read(const uint8_t *, int64_t) nogil
     const KernelTable kernels_base
+    int64_t SCRATCH_BYTES(int64_t)
+    enum: ARENA_SLACK
 
 cdef extern from *:
     """
+    #include "amx.h"
     #include "kernels.h"
     static const KernelTable *supported_kernels(int level) {
     #ifdef __x86_64__
         __builtin_cpu_init();
-        if (level == 2 && __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni")) return &kernels_avx512;
+        const int has_vnni = __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni");
+        if (level == 3 && has_vnni && amx_permit()) return &kernels_amx;
+        if (level == 2 && has_vnni) return &kernels_avx512;
         if (level == 1 && __builtin_cpu_supports("x86-64-v3")) return &kernels_avx2;
     #endif
         return level == 0 ? &kernels_base : 0;
@@ -108,6 +113,7 @@ cdef extern from "executor.h":
         int64_t arena_bytes
         Activations act
         SampleScratch sample
+        uint8_t *scratch
     ctypedef struct Row:
         pass
     ctypedef struct Executor:
@@ -142,7 +148,7 @@ cdef extern from "executor.h":
 cdef extern from "bandwidth.h":
     double c_measure_read "measure_read"(const KernelTable *, int, int *, int64_t, int) nogil
 
-LEVELS = ("base", "avx2", "avx512")
+LEVELS = ("base", "avx2", "avx512", "amx")
 STRUCT_SIZES = {
     "Instruction": sizeof(Instruction),
     "Share": sizeof(Share),
@@ -171,6 +177,13 @@ def measure_read(level, int num_workers, cpus, int64_t size, int sweeps):
     return seconds
 
 
+cdef aligned_bytes(int64_t size):
+    """uint8 [size], on the boundary of a cache line."""
+    whole = np.zeros(size + 63, np.uint8)
+    skip = -whole.ctypes.data % 64
+    return whole[skip:skip + size]
+
+
 cdef void *address(array):
     """Where a numpy array's data lies; the caller keeps the array."""
     return <void *><uintptr_t>array.ctypes.data
@@ -191,7 +204,7 @@ cdef class Core:
         self.is_open = False
 
     def __init__(self, level, dims, limits, tensors, shares, arena_bytes, cpus, sequences, entries, buffers, act_rows):
-        """``tensors``: (n, k, format, group, is_table, strip_bytes) each; ``buffers``: float32 [rows, stride]
+        """``tensors``: (n, k, format, is_table, strip_bytes) each; ``buffers``: float32 [rows, stride]
         arrays in Buffer's order; ``act_rows``: (codes int8, scales float32, sums int32) arrays of the shared ACT, and
         the same of each worker after (x float32)."""
         cdef Executor *e = &self.e
@@ -206,9 +219,10 @@ cdef class Core:
         e.workers = <Worker *>calloc(e.num_workers, sizeof(Worker))
         if e.tensors == NULL or e.workers == NULL:
             raise MemoryError("no memory for the executor's tables")
+        cdef int64_t largest_k = 1
         for i, fields in enumerate(tensors):
-            (e.tensors[i].n, e.tensors[i].k, e.tensors[i].format, e.tensors[i].group, e.tensors[i].is_table,
-             e.tensors[i].strip_bytes) = fields
+            (e.tensors[i].n, e.tensors[i].k, e.tensors[i].format, e.tensors[i].is_table, e.tensors[i].strip_bytes) = fields
+            largest_k = max(largest_k, e.tensors[i].k)
         e.shares = <const Share *>self.keep("shares", shares)
         for i, array in enumerate(buffers):
             e.buffers[i] = <float *>self.keep(f"buffer {i}", array)
@@ -218,7 +232,9 @@ cdef class Core:
             self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], f"act {w}")
             self.set_scratch(&e.workers[w].sample, w)
             e.workers[w].arena_bytes = arena_bytes[w]
-            e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w])
+            e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
+            scratch = aligned_bytes(SCRATCH_BYTES(largest_k))
+            e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)
         e.kv = <float *>self.arena(4 * e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
         self.set_sequences(sequences)
         e.rows = <Row *>self.keep("rows", np.zeros(3 * e.limits.max_num_batched_tokens, np.int32))

@@ -52,13 +52,16 @@ static float bfloat16_to_float(uint16_t half) {
 static float weight_at(const Tensor *tensor, const uint8_t *strip, int64_t k, int column) {
     if (tensor->format == FORMAT_F32) return ((const float *)strip)[k * TILE_N + column];
     if (tensor->format == FORMAT_BF16) return bfloat16_to_float(((const uint16_t *)strip)[k / 2 * 32 + column * 2 + k % 2]);
-    const int line_k = tensor->format == FORMAT_Q8 ? Q8_LINE_K : Q4_LINE_K;
-    const int64_t line = k / line_k, block = 2 * tensor->group / line_k; /* lines that share one line of scales */
+    const int is_q8 = tensor->format == FORMAT_Q8, block = is_q8 ? Q8_BLOCK_LINES : Q4_BLOCK_LINES;
+    const int64_t line = k / (is_q8 ? Q8_LINE_K : Q4_LINE_K);
     const uint8_t *scale_line = strip + line / block * (block + 1) * LINE_BYTES;
-    const float scale = bfloat16_to_float(((const uint16_t *)scale_line)[k / tensor->group % 2 * TILE_N + column]);
     const uint8_t code = strip[(line + line / block + 1) * LINE_BYTES + column * 4 + k % 4];
-    if (tensor->format == FORMAT_Q8) return (float)(code - Q8_ZERO_POINT) * scale;
-    return (float)((k % 8 < 4 ? code & 15 : code >> 4) - Q4_ZERO_POINT) * scale;
+    const float scale = bfloat16_to_float(((const uint16_t *)scale_line)[(is_q8 ? k / GROUP % 2 : 0) * TILE_N + column]);
+    if (is_q8) return (float)(int8_t)code * scale;
+    const int64_t subgroup = k % GROUP / SUBGROUP;
+    const int below = (scale_line[(2 + subgroup / 2) * TILE_N + column] >> (subgroup % 2 * 4) & 15) - MAX_SUBSCALE;
+    const int weight = (k % 8 < 4 ? code & 15 : code >> 4) - Q4_ZERO_POINT;
+    return (float)(weight * (below + (below >= 0))) * scale;
 }
 
 /* A row of the embedding is a column of its strip: one weight in 64 bytes, so the workers share out K. */
@@ -85,8 +88,8 @@ static void prepare_rows(const Executor *e, const Instruction *i, const Activati
         }
         const QuantizedRows *q = &act->quantized;
         if (i->group)
-            e->kernels->quantize(x, i->k, i->group, q->codes + r * q->codes_stride, q->scales + r * q->groups_stride,
-                                 q->sums + r * q->groups_stride);
+            e->kernels->quantize(x, i->k, q->codes + r * q->codes_stride, q->scales + r * q->groups_stride,
+                                 q->sums + r * q->groups_stride * SUBGROUPS);
     }
 }
 
@@ -109,12 +112,12 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
         .count = share->count,
         .strip_bytes = tensor->strip_bytes,
         .k = tensor->k,
-        .group = tensor->group,
         .rows = rows,
         .epilogue = i->epilogue,
         .x = i->src == BUFFER_ACT ? act->x : e->buffers[i->src],
         .x_stride = e->strides[i->src],
         .act = act->quantized,
+        .scratch = e->workers[worker].scratch,
         .bias = i->bias < 0 ? NULL : e->tensors[i->bias].table,
         .dst = e->buffers[i->dst],
         .dst_stride = e->strides[i->dst],

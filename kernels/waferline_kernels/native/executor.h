@@ -33,6 +33,7 @@ typedef struct {
     int64_t arena_bytes;
     Activations act; /* for the few rows that every worker prepares for itself */
     SampleScratch sample;
+    uint8_t *scratch; /* [SCRATCH_BYTES(the largest K)] of matmuls */
 } Worker;
 
 typedef struct {

@@ -15,7 +15,7 @@ from ..placement import SHARE, Placement, check_placement
 from ..program import INSTRUCTION, Buffer, Program
 from ..ring import ENTRY
 from ..sequences import SAMPLING, SPAN, ExecutorLimits
-from ..tiles import ALIGNMENT, TILE_N, round_up
+from ..tiles import ALIGNMENT, GROUP, SUBGROUPS, TILE_N, round_up
 from . import _native
 
 PRIVATE_ROWS = 4  # executor.c: rows that every worker prepares for itself
@@ -97,10 +97,9 @@ class NativeExecutor(Executor):
             float_rows.get(buffer, np.zeros((rows, dims.buffer_stride(buffer)), np.float32)) for buffer in Buffer
         ]
         capacity = ring_capacity(limits)
-        groups = [tensor.format.group for tensor in program.tensors if tensor.format.is_quantized]
         private = [
             (
-                *self._quantized_rows(PRIVATE_ROWS, groups),
+                *self._quantized_rows(PRIVATE_ROWS),
                 np.zeros((PRIVATE_ROWS, dims.buffer_stride(Buffer.ACT)), np.float32),
             )
             for _ in range(placement.num_workers)
@@ -109,24 +108,30 @@ class NativeExecutor(Executor):
             self.level,
             (*astuple(dims), dims.value_stride, dims.kv_tile_floats),
             (*astuple(limits), limits.max_blocks_per_seq),
-            [(t.n, t.k, t.format.code, t.format.group, int(t.is_table), t.strip_bytes) for t in program.tensors],
+            [(t.n, t.k, t.format.code, int(t.is_table), t.strip_bytes) for t in program.tensors],
             np.ascontiguousarray(placement.shares),
             placement.arena_bytes,
             placement.cpus,
             self.sequences,
             np.zeros(capacity, ENTRY),
             buffers,
-            [self._quantized_rows(rows, groups), *private],
+            [self._quantized_rows(rows), *private],
         )
         self.ring = NativeRing(self._core, capacity)
         self._load(weights)
 
-    def _quantized_rows(self, rows: int, groups: list[int]) -> tuple[NDArray[Any], ...]:
-        """Codes int8 [rows, K], scales float32 and sums int32 [rows, G] for activations of up to ``rows`` rows."""
+    def _quantized_rows(self, rows: int) -> tuple[NDArray[Any], ...]:
+        """Codes int8 [rows, K], scales float32 [rows, G] and sums int32 [rows, 4 G] for up to ``rows`` rows.
+
+        The codes of one row begin an odd number of cache lines after those of the one before, which spreads the rows
+        of a tile over a cache's sets; and there are rows to spare, up to which the last tile may reach.
+        """
         columns = self.dims.buffer_stride(Buffer.ACT)
-        num_groups = -(-columns // min(groups)) if groups else 1
-        codes = np.zeros((rows, round_up(columns, ALIGNMENT)), np.int8)
-        return codes, np.zeros((rows, num_groups), np.float32), np.zeros((rows, num_groups), np.int32)
+        stride = round_up(columns, ALIGNMENT) | ALIGNMENT
+        num_groups = -(-columns // GROUP)
+        codes = np.zeros((rows + rows // TILE_N + 1, stride), np.int8)
+        scales, sums = np.zeros((rows, num_groups), np.float32), np.zeros((rows, num_groups, SUBGROUPS), np.int32)
+        return codes, scales, sums
 
     def _load(self, weights: Mapping[str, NDArray[Any]]) -> None:
         for index, tensor in enumerate(self._tensors):

@@ -4,7 +4,8 @@
  *   load_q8              a line of q8
  *   load_q4              the two lines, low and high halves, of a line of q4
  *   add_line             isum + line . activations[4], exact
- *   CODES_ARE_SIGNED     whether loading has taken the zero point off
+ *   Q8_OFFSET, Q4_OFFSET what loading adds to a weight, or leaves on it
+ *   LEVEL_HAS_TILES      where it is defined, many rows go through tile registers
  *
  * and is compiled with that level's flags. Float operations are written out one by one and compiled without contraction
  * or fast-math: the bits do not depend on the level. */

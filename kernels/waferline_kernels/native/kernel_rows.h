@@ -20,9 +20,9 @@ static void NAMED(rms_norm)(const float *x, const float *gain, int32_t k, float 
     }
 }
 
-static void NAMED(quantize)(const float *x, int32_t k, int32_t group, int8_t *codes, float *scales, int32_t *sums) {
-    for (int g = 0; g * group < k; g++) {
-        const int begin = g * group, end = begin + group < k ? begin + group : k;
+static void NAMED(quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums) {
+    for (int begin = 0; begin < k; begin += GROUP) {
+        const int end = begin + GROUP < k ? begin + GROUP : k;
         Float16 largest = splat16(0.0f);
         for (int i = begin; i < end; i += 16) {
             const Float16 v = load16(x + i);
@@ -30,22 +30,22 @@ static void NAMED(quantize)(const float *x, int32_t k, int32_t group, int8_t *co
         }
         const float amax = max16(largest);
         const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax; /* below, it would overflow */
-        int32_t sum = 0;
-        for (int i = begin; i < end; i += 16) {
-            const Float16 v = load16(x + i);
-            int32_t rounded[16];
-            EACH(p) {
-                IntV code = __builtin_convertvector(round_even(v.v[p] * inverse), IntV);
-                memcpy(rounded + p * LANES, &code, sizeof code);
+        for (int subgroup = begin; subgroup < begin + GROUP; subgroup += SUBGROUP) {
+            Int16 sum = {{{0}}};
+            for (int i = subgroup; i < subgroup + SUBGROUP && i < end; i += 16) {
+                const Float16 v = load16(x + i);
+                EACH(p) {
+                    const IntV code = __builtin_convertvector(round_even(v.v[p] * inverse), IntV);
+                    const CharV narrow = __builtin_convertvector(code, CharV);
+                    sum.v[p] = sum.v[p] + code;
+                    memcpy(codes + i + p * LANES, &narrow, sizeof narrow);
+                }
             }
-            for (int j = 0; j < 16; j++) {
-                codes[i + j] = (int8_t)rounded[j];
-                sum += rounded[j];
-            }
+            *sums++ = sum16_int(sum);
         }
-        scales[g] = amax < 1e-30f ? 0.0f : amax / 127.0f;
-        sums[g] = sum;
+        *scales++ = amax < 1e-30f ? 0.0f : amax / 127.0f;
     }
+    memset(codes + round_up(k, 16), 0, round_up(k, 64) - round_up(k, 16));
 }
 
 static float NAMED(max)(const float *x, int32_t n) {

@@ -79,6 +79,14 @@ INLINE float sum16(Float16 x) {
     return y[0] + y[1];
 }
 
+INLINE int32_t sum16_int(Int16 x) {
+    IntV y = {0};
+    EACH(p) y = y + x.v[p];
+    int32_t sum = 0;
+    for (int lane = 0; lane < LANES; lane++) sum += y[lane];
+    return sum;
+}
+
 INLINE float max16(Float16 x) {
     float y[16];
     store16(y, x);

@@ -10,9 +10,9 @@
 
 /* Quantised activations: see tiles.quantize_rows. */
 typedef struct {
-    int8_t *codes;    /* [rows][codes_stride], zero-padded */
-    float *scales;    /* [rows][groups_stride] */
-    int32_t *sums;    /* [rows][groups_stride]: each group's sum of codes, by which the weights' zero point is taken off */
+    int8_t *codes;  /* [rows][codes_stride], zeros after K up to a multiple of 64 */
+    float *scales;  /* [rows][groups_stride] */
+    int32_t *sums;  /* [rows][groups_stride][SUBGROUPS]: of each subgroup's codes, by which a zero point is taken off */
     int64_t codes_stride, groups_stride;
 } QuantizedRows;
 
@@ -20,15 +20,22 @@ typedef struct {
     const uint8_t *strips; /* the worker's share: strips first .. first + count - 1 */
     int32_t first, count;
     int64_t strip_bytes;
-    int32_t k, group, rows;
+    int32_t k, rows;
     int32_t epilogue;
     const float *x; /* [rows][x_stride], for float formats */
     int64_t x_stride;
     QuantizedRows act;
+    uint8_t *scratch;  /* [SCRATCH_BYTES(k)], the worker's own */
     const float *bias; /* [16 * strips] or NULL */
     float *dst;        /* [rows][dst_stride] */
     int64_t dst_stride;
 } Matmul;
+
+/* Two strips unpacked to int8 [group][128 / 4][16][4], and their scales as float32 [group][16]. */
+#define SCRATCH_BYTES(k) (2 * round_up(k, GROUP) / GROUP * (GROUP * TILE_N + 4 * TILE_N))
+
+/* What a kernel may read beyond the last strip of an arena. */
+enum { ARENA_SLACK = 1024 };
 
 typedef struct {
     const float *kv;              /* this layer's tiles: [num_blocks][kv_heads][keys [head_dim][16], values [16][value_stride]] */
@@ -45,8 +52,8 @@ typedef struct {
     void (*matmul[4])(const Matmul *); /* by the weights' format */
     /* y[k] = x[k] / sqrt(mean(x^2) + eps) * gain[k] */
     void (*rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y);
-    /* one row: x[k] -> codes[k], scales[groups], sums[groups] */
-    void (*quantize)(const float *x, int32_t k, int32_t group, int8_t *codes, float *scales, int32_t *sums);
+    /* one row: x[k] -> codes[k], scales[groups], sums[groups][SUBGROUPS] */
+    void (*quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums);
     void (*attend)(const Attention *);
     /* the largest of x[n]; NaNs are passed over */
     float (*max)(const float *x, int32_t n);
@@ -60,6 +67,7 @@ extern const KernelTable kernels_base;
 #ifdef __x86_64__
 extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avx512;
+extern const KernelTable kernels_amx;
 #endif
 
 #endif

@@ -2,7 +2,7 @@
  *
  * The dot product: vpmaddubsw multiplies unsigned by signed bytes and saturates at 32,767, so the weight's sign is moved
  * to the activation (vpsignb): |w| <= 128 times |a| <= 127, two products stay within 32,512. vpmaddwd by ones widens.
- * Four instructions for 32 bytes of weights and a row; the load, flip and vpabsb are shared by all rows. */
+ * Four instructions for 32 bytes of weights and a row; the load and vpabsb are shared by all rows. */
 #include <immintrin.h>
 
 #define LEVEL avx2
@@ -16,13 +16,12 @@ typedef struct {
     __m256i weights[PARTS], magnitudes[PARTS];
 } Line;
 
-enum { CODES_ARE_SIGNED = 1 };
+enum { Q8_OFFSET = 0, Q4_OFFSET = 0 };
 
 INLINE Line load_q8(const uint8_t *codes) {
     Line line;
     EACH(p) {
-        __m256i unsigned_codes = _mm256_loadu_si256((const __m256i *)(codes + 32 * p));
-        line.weights[p] = _mm256_xor_si256(unsigned_codes, _mm256_set1_epi8((char)Q8_ZERO_POINT));
+        line.weights[p] = _mm256_loadu_si256((const __m256i *)(codes + 32 * p));
         line.magnitudes[p] = _mm256_abs_epi8(line.weights[p]);
     }
     return line;

@@ -1,35 +1,9 @@
-/* avx512 (x86-64-v4 with VNNI; Ice Lake 2019, Zen 4 2022).
- *
- * The dot product: vpdpbusd takes four unsigned by signed products of each column into its int32, 64 bytes of weights an
- * instruction (two a cycle on Intel's large cores, one on Zen 4; latency 4 to 5). The zero point is paid for by starting
- * the sum at -128 * sum(a). From DRAM one row is bound by bandwidth; eight rows share every load of weights. */
-#include <immintrin.h>
-
+/* avx512 (x86-64-v4 with VNNI; Ice Lake 2019, Zen 4 2022). From DRAM one row is bound by bandwidth; eight rows share every
+ * load of weights. */
 #define LEVEL avx512
 #define LEVEL_NAME "avx512"
 #define LEVEL_MAX_ROWS 8
 #define LANES 16
-#include "kernel_types.h"
-
-typedef __m512i Line; /* codes [16 columns][4 K] */
-
-enum { CODES_ARE_SIGNED = 0 };
-
-INLINE Line load_q8(const uint8_t *codes) {
-    return _mm512_loadu_si512(codes);
-}
-
-INLINE void load_q4(const uint8_t *codes, Line *low, Line *high) {
-    const __m512i pairs = _mm512_loadu_si512(codes), nibble = _mm512_set1_epi8(15);
-    *low = _mm512_and_si512(pairs, nibble);
-    *high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
-}
-
-INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
-    int32_t four;
-    memcpy(&four, a, 4);
-    isum.v[0] = (IntV)_mm512_dpbusd_epi32((__m512i)isum.v[0], line, _mm512_set1_epi32(four));
-    return isum;
-}
+#include "kernel_vnni.h"
 
 #include "kernel_body.h"

@@ -1,6 +1,6 @@
 /* base: plain C with GCC/Clang vector extensions, for any processor.
  *
- * The dot product: weights are signed after flipping their top bit, and split into 16-bit even and odd halves; a pair of
+ * The dot product: weights are split into 16-bit even and odd halves; a pair of
  * products of |w| <= 128 and |a| <= 127 stays within 32,512, so it is summed in 16 bits before it is widened. Some dozen
  * instructions for 16 bytes of weights and a row. */
 #define LEVEL base
@@ -16,14 +16,13 @@ typedef struct {
     ShortV even[PARTS], odd[PARTS];
 } Line;
 
-enum { CODES_ARE_SIGNED = 1 };
+enum { Q8_OFFSET = 0, Q4_OFFSET = 0 };
 
 INLINE Line load_q8(const uint8_t *codes) {
     Line line;
     EACH(p) {
         ShortV pairs;
         memcpy(&pairs, codes + 4 * LANES * p, sizeof pairs);
-        pairs = pairs ^ (int16_t)0x8080;
         line.even[p] = (pairs << 8) >> 8;
         line.odd[p] = pairs >> 8;
     }

@@ -7,7 +7,7 @@
 
 enum { TILE_N = 16, KV_BLOCK_SIZE = 16, MAX_STOP_IDS = 64, MAX_LOGPROBS = 20, MAX_HEAD_DIM = 512 };
 enum { FORMAT_F32, FORMAT_Q8, FORMAT_BF16, FORMAT_Q4 };
-enum { Q8_ZERO_POINT = 128, Q4_ZERO_POINT = 8 };
+enum { GROUP = 128, SUBGROUP = 32, SUBGROUPS = GROUP / SUBGROUP, Q4_ZERO_POINT = 8, MAX_SUBSCALE = 8 };
 enum { LINE_BYTES = 64, F32_LINE_K = 1, BF16_LINE_K = 2, Q8_LINE_K = 4, Q4_LINE_K = 8 };
 enum { OP_EMBED, OP_NORM, OP_QUANTIZE, OP_MATMUL, OP_ROTARY, OP_ATTEND, OP_LOGITS, OP_SAMPLE };
 enum { EPILOGUE_STORE, EPILOGUE_ADD, EPILOGUE_SILU_MUL };
@@ -50,11 +50,14 @@ typedef struct {
 } Dims;
 
 typedef struct {
-    int32_t n, k, format, group, is_table;
+    int32_t n, k, format, is_table;
     int64_t strip_bytes;
     const float *table; /* [n][table_stride] where is_table: the rows padded with zeros to whole vectors */
     int64_t table_stride;
 } Tensor;
+
+/* Lines of a quantised strip that are led by one line of scales; see tiles.py. */
+enum { Q8_BLOCK_LINES = 2 * GROUP / Q8_LINE_K, Q4_BLOCK_LINES = GROUP / Q4_LINE_K };
 
 static inline int64_t round_up(int64_t value, int64_t multiple) {
     return (value + multiple - 1) / multiple * multiple;

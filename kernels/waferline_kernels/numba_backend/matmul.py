@@ -27,8 +27,8 @@ def strip_row(state: State, tensor: Any, strip: int, source: Source, row: int) -
     codes_at = (source.first + row) * state.sizes[0]["codes_stride"]
     group_at = (source.first + row) * state.sizes[0]["group_stride"]
     if format == FORMAT_Q8:
-        return q8_row(arena, strip, tensor, state.codes, codes_at, state.scales, state.sums, group_at)
-    return q4_row(arena, strip, tensor, state.codes, codes_at, state.scales, state.sums, group_at)
+        return q8_row(arena, strip, tensor["k"], state.codes, codes_at, state.scales, state.sums, group_at)
+    return q4_row(arena, strip, tensor["k"], state.codes, codes_at, state.scales, state.sums, group_at)
 
 
 @inlined
@@ -43,8 +43,8 @@ def strip_rows(state: State, tensor: Any, strip: int, source: Source, row: int) 
     codes_at, group_at = (source.first + row) * codes_stride, (source.first + row) * group_stride
     codes, scales, sums = state.codes, state.scales, state.sums
     if format == FORMAT_Q8:
-        return q8_rows(arena, strip, tensor, codes, codes_at, codes_stride, scales, sums, group_at, group_stride)
-    return q4_rows(arena, strip, tensor, codes, codes_at, codes_stride, scales, sums, group_at, group_stride)
+        return q8_rows(arena, strip, tensor["k"], codes, codes_at, codes_stride, scales, sums, group_at, group_stride)
+    return q4_rows(arena, strip, tensor["k"], codes, codes_at, codes_stride, scales, sums, group_at, group_stride)
 
 
 @inlined

@@ -12,7 +12,7 @@ from ..placement import Placement
 from ..program import INSTRUCTION, Buffer, Program
 from ..ring import ENTRY
 from ..sequences import SPAN, ExecutorLimits, SequenceTable
-from ..tiles import ALIGNMENT, LINE_BYTES, TILE_N, round_up
+from ..tiles import ALIGNMENT, GROUP, LINE_BYTES, SUBGROUPS, TILE_N, round_up
 from .attention import CHUNK
 from .barrier import CONTROL_WORDS, SPINS
 from .order import NUM_BUCKETS
@@ -40,8 +40,7 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
     buffer_rows = [{Buffer.ACT: act_rows, Buffer.LOGITS: limits.max_num_logits}.get(buffer, rows) for buffer in Buffer]
     buffer_ends = np.cumsum(buffer_stride * buffer_rows)
     codes_stride = round_up(int(buffer_stride[Buffer.ACT]), ALIGNMENT)
-    groups = [tensor.format.group for tensor in program.tensors if tensor.format.is_quantized]
-    group_stride = -(-codes_stride // min(groups, default=codes_stride))
+    group_stride = -(-codes_stride // GROUP)
     logits_stride = int(buffer_stride[Buffer.LOGITS])
     sizes = {
         "num_workers": workers,
@@ -72,7 +71,7 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
         buffer_stride=buffer_stride,
         codes=zeros(act_rows * codes_stride, np.int8),
         scales=zeros(act_rows * group_stride, np.float32),
-        sums=zeros(act_rows * group_stride, np.int32),
+        sums=zeros(act_rows * group_stride * SUBGROUPS, np.int32),
         kv=zeros(dims.layers * limits.num_kv_blocks * dims.kv_heads * dims.kv_tile_floats, np.float32),
         spans=zeros(limits.max_num_seqs, SPAN),
         rows=zeros((rows, 3), np.int32),
@@ -126,9 +125,8 @@ def _tensors(program: Program) -> tuple[NDArray[np.void], int]:
     """TENSOR [num_tensors], and the floats that the tables take together."""
     tensors, floats = zeros(len(program.tensors), TENSOR), 0
     for row, tensor in zip(tensors, program.tensors, strict=True):
-        format = tensor.format
         row["k"], row["strip_bytes"] = tensor.k, tensor.strip_bytes
-        row["format"], row["group"], row["zero_point"] = format.code, format.group, format.zero_point
+        row["format"] = tensor.format.code
         if tensor.is_table:
             row["table_at"], row["table_stride"] = floats, round_up(tensor.k, TILE_N)
             floats += tensor.n * round_up(tensor.k, TILE_N)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tiles import MIN_ACTIVATION_MAX, Q8_MAX_CODE, TILE_N
+from ..tiles import GROUP, MIN_ACTIVATION_MAX, Q8_MAX_CODE, SUBGROUP, SUBGROUPS, TILE_N
 from .jit import kernel
 from .vectors import (
     Vector,
@@ -80,17 +80,16 @@ def quantize_row(
     src: NDArray[np.float32],
     src_at: int,
     k: int,
-    group: int,
     codes: NDArray[np.int8],
     codes_at: int,
     scales: NDArray[np.float32],
     sums: NDArray[np.int32],
     group_at: int,
 ) -> None:
-    """``tiles.quantize_rows`` of one row, and the sum of each group's codes, which takes the weights' zero point off a
-    product. The group is a multiple of 16; codes after k, up to whole vectors, are zero."""
-    for begin in range(0, k, group):
-        end = min(begin + group, k)
+    """``tiles.quantize_rows`` of one row, and the sum of each subgroup's codes, which takes the weights' zero point off
+    a product. Codes after k, up to whole vectors, are zero."""
+    for begin in range(0, k, GROUP):
+        end = min(begin + GROUP, k)
         bits = splat_int(0)
         for i in range(begin, end, TILE_N):
             bits = larger_magnitude(bits, load(src, src_at + i))
@@ -98,11 +97,12 @@ def quantize_row(
         inverse, scale = np.float32(0), np.float32(0)
         if not largest < MIN_ACTIVATION_MAX:
             inverse, scale = SCALE_OF_MAX / largest, largest / SCALE_OF_MAX
-        total = splat_int(0)
-        for i in range(begin, end, TILE_N):
-            rounded = to_ints(round_even(load(src, src_at + i) * splat(inverse)))
-            store_bytes(codes, codes_at + i, rounded)
-            total = total + rounded
+        for subgroup in range(SUBGROUPS):
+            total, first = splat_int(0), begin + subgroup * SUBGROUP
+            for i in range(first, min(first + SUBGROUP, end), TILE_N):
+                rounded = to_ints(round_even(load(src, src_at + i) * splat(inverse)))
+                store_bytes(codes, codes_at + i, rounded)
+                total = total + rounded
+            sums[group_at * SUBGROUPS + subgroup] = sum_lanes_int(total)
         scales[group_at] = scale
-        sums[group_at] = sum_lanes_int(total)
         group_at += 1

@@ -44,8 +44,6 @@ TENSOR = np.dtype(
         for name in (
             "k",
             "format",  # TileFormat.code
-            "group",
-            "zero_point",
             "strip_bytes",
             "table_at",  # a table's first float in `tables`
             "table_stride",  # floats from one row of a table to the next
@@ -87,7 +85,7 @@ class State(NamedTuple):
     buffer_stride: NDArray[np.int64]  # [num_buffers]: floats from one row to the next
     codes: NDArray[np.int8]  # [max_rows + W * PRIVATE_ROWS, codes_stride]: quantised activations
     scales: NDArray[np.float32]  # [max_rows + W * PRIVATE_ROWS, group_stride]
-    sums: NDArray[np.int32]  # [max_rows + W * PRIVATE_ROWS, group_stride]: of each group's codes
+    sums: NDArray[np.int32]  # [max_rows + W * PRIVATE_ROWS, group_stride, SUBGROUPS]: of each subgroup's codes
     kv: NDArray[np.float32]  # [layers, num_kv_blocks, kv_heads, kv_tile]
     spans: NDArray[np.void]  # SPAN [max_num_seqs]
     rows: NDArray[np.int32]  # [max_rows, 3]: slot, position and token of each row

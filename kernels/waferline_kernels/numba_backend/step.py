@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..program import Op
-from ..tiles import LINE_BYTES, TILE_N
+from ..tiles import GROUP, LINE_BYTES, MAX_SUBSCALE, Q4, Q4_ZERO_POINT, Q8, SUBGROUP, TILE_N
 from .attention import attend, rotate_and_store
 from .barrier import barrier, wait_to_be_woken
 from .jit import inlined, kernel
@@ -48,22 +48,31 @@ def lay_out_rows(state: State) -> int:
     return NO_SLOT
 
 
+Q8_LINE_K, Q4_LINE_K = Q8.line_k, Q4.line_k
+Q8_BLOCK_LINES, Q4_BLOCK_LINES = (f.groups_per_line * GROUP // f.line_k for f in (Q8, Q4))  # led by a line of scales
+
+
 @inlined
 def weight_at(arena: NDArray[np.uint8], strip: int, tensor: Any, column: int, k: int) -> np.float32:
     """The weight of one column and K of the strip at byte ``strip``."""
-    format, group, at = tensor["format"], tensor["group"], strip + column * 4
+    format, at = tensor["format"], strip + column * 4
     if format == FORMAT_F32:
         return float32_at(arena, at + k * LINE_BYTES)
     if format == FORMAT_BF16:
         return bfloat16_at(arena, at + k // 2 * LINE_BYTES + k % 2 * 2)
-    line_k = 4 if format == FORMAT_Q8 else 8
-    line, block = k // line_k, 2 * group // line_k  # lines that share one line of scales
-    code = np.int32(arena[at + (line + line // block + 1) * LINE_BYTES + k % 4])
-    if format != FORMAT_Q8:
-        code = code >> k % 8 // 4 * 4 & 15
+    is_q8 = format == FORMAT_Q8
+    block = Q8_BLOCK_LINES if is_q8 else Q4_BLOCK_LINES
+    line = k // (Q8_LINE_K if is_q8 else Q4_LINE_K)
+    code = arena[at + (line + line // block + 1) * LINE_BYTES + k % 4]
     scale_line = strip + line // block * (block + 1) * LINE_BYTES
-    scale = bfloat16_at(arena, scale_line + (k // group % 2 * TILE_N + column) * 2)
-    return np.float32(code - tensor["zero_point"]) * scale
+    scale = bfloat16_at(arena, scale_line + ((k // GROUP % 2 if is_q8 else 0) * TILE_N + column) * 2)
+    if is_q8:
+        return np.float32(np.int8(code)) * scale
+    subgroup = k % GROUP // SUBGROUP
+    nibbles = np.int32(arena[scale_line + (2 + subgroup // 2) * TILE_N + column])
+    below = (nibbles >> subgroup % 2 * 4 & 15) - MAX_SUBSCALE
+    subscale = below + 1 if below >= 0 else below
+    return np.float32(((np.int32(code) >> k % 8 // 4 * 4 & 15) - Q4_ZERO_POINT) * subscale) * scale
 
 
 @kernel
@@ -91,7 +100,7 @@ def embed(state: State, instruction: Any, worker: int) -> None:
 @kernel
 def prepare(state: State, instruction: Any, worker: int, rows: int) -> None:
     """NORM and QUANTIZE: all rows into the worker's own where they are few, else its part of them."""
-    k, group, num_workers = instruction["k"], instruction["group"], state.sizes[0]["num_workers"]
+    k, num_workers = instruction["k"], state.sizes[0]["num_workers"]
     src, src_stride = state.buffer_at[instruction["src"]], state.buffer_stride[instruction["src"]]
     act = source_of(state, instruction["dst"], worker, rows)
     begin, end = (0, rows) if rows <= PRIVATE_ROWS else share_of(rows, worker, num_workers)
@@ -102,10 +111,10 @@ def prepare(state: State, instruction: Any, worker: int, rows: int) -> None:
             gains_at = state.tensors[instruction["weight"]]["table_at"]
             rms_norm(state.buffers, src_at, state.tables, gains_at, k, instruction["eps"], state.buffers, normed)
             src_at = normed
-        if group > 0:
+        if instruction["group"] > 0:
             codes_at = (act.first + row) * state.sizes[0]["codes_stride"]
             group_at = (act.first + row) * state.sizes[0]["group_stride"]
-            quantize_row(state.buffers, src_at, k, group, state.codes, codes_at, state.scales, state.sums, group_at)
+            quantize_row(state.buffers, src_at, k, state.codes, codes_at, state.scales, state.sums, group_at)
 
 
 @inlined

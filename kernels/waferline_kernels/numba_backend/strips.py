@@ -1,8 +1,8 @@
 """The product of rows with one strip, for each format of its weights.
 
-A kernel is written once for the quantised formats and once for the float ones, over a function that loads a *pair*: two
-vectors, of four K each (codes) or of one (floats). The last pair of a strip may reach a line beyond it; what it finds
-there is multiplied by activations of zero, or not used.
+A kernel is written once for the quantised formats, over a function that gives a group's exact sums, and once for the
+float ones, over a function that loads the weights of two K. The last such pair of a strip may reach a line beyond it;
+what it finds there is not used.
 
 Four rows at a time share each load of weights; a single row keeps four exact sums a group, so that the dot product's
 latency does not bound it.
@@ -11,22 +11,23 @@ latency does not bound it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..tiles import LINE_BYTES, TILE_N
-from .jit import kernel
+from ..tiles import GROUP, LINE_BYTES, Q4, Q4_ZERO_POINT, Q8, SUBGROUP, SUBGROUPS, TILE_N
+from .jit import inlined, kernel
 from .vectors import (
     Vector,
     dot4,
     even_bfloat16,
+    flip_signs,
     high_nibbles,
     load_activations,
     load_codes,
     load_scales,
     load_splat,
+    load_subscales,
     load_weights,
     low_nibbles,
     odd_bfloat16,
@@ -37,9 +38,10 @@ from .vectors import (
 )
 
 ROWS = 4  # that share each load of weights
-PAIR_K = 8  # of a pair of codes
+Q8_OFFSET = 128
+Q4_SUBGROUP_LINES = SUBGROUP // Q4.line_k
 SCALES = TILE_N * 2  # bytes: the bfloat16 scales of one group, two of which share a line
-PREFETCH = 4096  # bytes ahead
+PREFETCH = 512  # bytes ahead
 
 Pair = tuple[Vector, Vector]
 Rows = tuple[Vector, Vector, Vector, Vector]
@@ -58,76 +60,185 @@ def load_bf16_pair(arena: NDArray[np.uint8], at: int) -> Pair:
     return even_bfloat16(line), odd_bfloat16(line)
 
 
-@kernel
-def load_q8_pair(arena: NDArray[np.uint8], at: int) -> Pair:
-    prefetch(arena, at + LINE_BYTES + PREFETCH)
-    return load_codes(arena, at), load_codes(arena, at + LINE_BYTES)
+@inlined
+def load_q8(arena: NDArray[np.uint8], at: int) -> Vector:
+    """A line of q8, Q8_OFFSET added: the dot product takes unsigned weights."""
+    return flip_signs(load_codes(arena, at))
 
 
-@kernel
-def load_q4_pair(arena: NDArray[np.uint8], at: int) -> Pair:
+@inlined
+def load_q4(arena: NDArray[np.uint8], at: int) -> Pair:
     line = load_codes(arena, at)
     return low_nibbles(line), high_nibbles(line)
 
 
-def make_quantized_row(load_pair: LoadPair, pair_bytes: int) -> Callable[..., Vector]:
+@kernel
+def q8_sum(
+    arena: NDArray[np.uint8],
+    line: int,
+    end: int,
+    codes: NDArray[np.int8],
+    at: int,
+    sums: NDArray[np.int32],
+    sums_at: int,
+) -> Vector:
+    """The exact sums of one group of q8, whose lines end before ``end``, times one row's codes."""
+    first, second = splat_int(-Q8_OFFSET * sums[sums_at]), splat_int(-Q8_OFFSET * sums[sums_at + 1])
+    third, fourth = splat_int(-Q8_OFFSET * sums[sums_at + 2]), splat_int(-Q8_OFFSET * sums[sums_at + 3])
+    while line + 4 * LINE_BYTES <= end:
+        for i in range(4):
+            prefetch(arena, line + i * LINE_BYTES + PREFETCH)
+        first = dot4(first, load_q8(arena, line), load_activations(codes, at))
+        second = dot4(second, load_q8(arena, line + LINE_BYTES), load_activations(codes, at + 4))
+        third = dot4(third, load_q8(arena, line + 2 * LINE_BYTES), load_activations(codes, at + 8))
+        fourth = dot4(fourth, load_q8(arena, line + 3 * LINE_BYTES), load_activations(codes, at + 12))
+        line += 4 * LINE_BYTES
+        at += 16
+    while line < end:
+        first = dot4(first, load_q8(arena, line), load_activations(codes, at))
+        line += LINE_BYTES
+        at += 4
+    return (first + second) + (third + fourth)
+
+
+@kernel
+def q4_sum(
+    arena: NDArray[np.uint8],
+    line: int,
+    end: int,
+    codes: NDArray[np.int8],
+    at: int,
+    sums: NDArray[np.int32],
+    sums_at: int,
+) -> Vector:
+    """The same for q4; the group's line of scales lies before its first."""
+    total, subscales_at = splat_int(0), line - 2 * TILE_N
+    for subgroup in range(SUBGROUPS):
+        low_sum, high_sum = splat_int(-Q4_ZERO_POINT * sums[sums_at + subgroup]), splat_int(0)
+        for _ in range(min((end - line) // LINE_BYTES, Q4_SUBGROUP_LINES)):
+            prefetch(arena, line + PREFETCH)
+            low, high = load_q4(arena, line)
+            low_sum = dot4(low_sum, low, load_activations(codes, at))
+            high_sum = dot4(high_sum, high, load_activations(codes, at + 4))
+            line += LINE_BYTES
+            at += 8
+        subscales = load_subscales(arena, subscales_at + subgroup // 2 * TILE_N, subgroup % 2 * 4)
+        total = total + (low_sum + high_sum) * subscales
+    return total
+
+
+@inlined
+def four_offsets(offset: int, sums: NDArray[np.int32], at: int, stride: int) -> Rows:
+    """``offset`` times a sum of each of four rows, whose sums are ``stride`` apart."""
+    return (
+        splat_int(offset * sums[at]),
+        splat_int(offset * sums[at + stride]),
+        splat_int(offset * sums[at + 2 * stride]),
+        splat_int(offset * sums[at + 3 * stride]),
+    )
+
+
+@inlined
+def four_dots(y: Rows, line: Vector, codes: NDArray[np.int8], at: int, stride: int) -> Rows:
+    """A line times the codes of four rows, ``stride`` apart."""
+    return (
+        dot4(y[0], line, load_activations(codes, at)),
+        dot4(y[1], line, load_activations(codes, at + stride)),
+        dot4(y[2], line, load_activations(codes, at + 2 * stride)),
+        dot4(y[3], line, load_activations(codes, at + 3 * stride)),
+    )
+
+
+@inlined
+def four_sums(a: Rows, b: Rows) -> Rows:
+    return a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3]
+
+
+@kernel
+def q8_sums(
+    arena: NDArray[np.uint8],
+    line: int,
+    end: int,
+    codes: NDArray[np.int8],
+    at: int,
+    codes_stride: int,
+    sums: NDArray[np.int32],
+    sums_at: int,
+    sums_stride: int,
+) -> Rows:
+    """``q8_sum`` of four rows."""
+    y = four_offsets(-Q8_OFFSET, sums, sums_at, sums_stride)
+    for subgroup in range(1, SUBGROUPS):
+        y = four_sums(y, four_offsets(-Q8_OFFSET, sums, sums_at + subgroup, sums_stride))
+    while line < end:
+        prefetch(arena, line + PREFETCH)
+        y = four_dots(y, load_q8(arena, line), codes, at, codes_stride)
+        line += LINE_BYTES
+        at += 4
+    return y
+
+
+@kernel
+def q4_sums(
+    arena: NDArray[np.uint8],
+    line: int,
+    end: int,
+    codes: NDArray[np.int8],
+    at: int,
+    codes_stride: int,
+    sums: NDArray[np.int32],
+    sums_at: int,
+    sums_stride: int,
+) -> Rows:
+    """``q4_sum`` of four rows."""
+    subscales_at = line - 2 * TILE_N
+    y = splat_int(0), splat_int(0), splat_int(0), splat_int(0)
+    for subgroup in range(SUBGROUPS):
+        dots = four_offsets(-Q4_ZERO_POINT, sums, sums_at + subgroup, sums_stride)
+        for _ in range(min((end - line) // LINE_BYTES, Q4_SUBGROUP_LINES)):
+            prefetch(arena, line + PREFETCH)
+            low, high = load_q4(arena, line)
+            dots = four_dots(four_dots(dots, low, codes, at, codes_stride), high, codes, at + 4, codes_stride)
+            line += LINE_BYTES
+            at += 8
+        s = load_subscales(arena, subscales_at + subgroup // 2 * TILE_N, subgroup % 2 * 4)
+        y = four_sums(y, (dots[0] * s, dots[1] * s, dots[2] * s, dots[3] * s))
+    return y
+
+
+def make_quantized_row(group_sum: Callable[..., Vector], line_k: int, groups_per_line: int) -> Callable[..., Vector]:
     def quantized_row(
         arena: NDArray[np.uint8],
-        strip: int,
-        tensor: Any,
+        line: int,
+        k: int,
         codes: NDArray[np.int8],
         codes_at: int,
         scales: NDArray[np.float32],
         sums: NDArray[np.int32],
         group_at: int,
     ) -> Vector:
-        """One row times the strip at byte ``strip``: 16 columns; each group exact, groups added in ascending K."""
-        k, group, zero_point, line = tensor["k"], tensor["group"], tensor["zero_point"], strip
-        scale_at = strip
-        columns = splat(0.0)
-        for begin in range(0, k, group):
-            if begin // group % 2 == 0:
+        """One row times the strip at byte ``line``: 16 columns; each group exact, groups added in ascending K."""
+        columns, scale_at = splat(0.0), line
+        for begin in range(0, k, GROUP):
+            if begin // GROUP % groups_per_line == 0:
                 scale_at, line = line, line + LINE_BYTES
             else:
                 scale_at += SCALES
-            end = line + (min(group, k - begin) + PAIR_K - 1) // PAIR_K * pair_bytes
-            at = codes_at + begin
-            first, second, third, fourth = (
-                splat_int(-zero_point * sums[group_at]),
-                splat_int(0),
-                splat_int(0),
-                splat_int(0),
-            )
-            while line + 2 * pair_bytes <= end:
-                prefetch(arena, line + PREFETCH)
-                prefetch(arena, line + pair_bytes + PREFETCH)
-                low, high = load_pair(arena, line)
-                first = dot4(first, low, load_activations(codes, at))
-                second = dot4(second, high, load_activations(codes, at + 4))
-                low, high = load_pair(arena, line + pair_bytes)
-                third = dot4(third, low, load_activations(codes, at + 8))
-                fourth = dot4(fourth, high, load_activations(codes, at + 12))
-                line += 2 * pair_bytes
-                at += 2 * PAIR_K
-            while line < end:
-                low, high = load_pair(arena, line)
-                first = dot4(first, low, load_activations(codes, at))
-                second = dot4(second, high, load_activations(codes, at + 4))
-                line += pair_bytes
-                at += PAIR_K
-            total = to_floats((first + second) + (third + fourth))
+            end = line + (min(GROUP, k - begin) + line_k - 1) // line_k * LINE_BYTES
+            total = to_floats(group_sum(arena, line, end, codes, codes_at + begin, sums, group_at * SUBGROUPS))
             columns = columns + total * (load_scales(arena, scale_at) * load_splat(scales, group_at))
+            line = end
             group_at += 1
         return columns
 
     return kernel(quantized_row)
 
 
-def make_quantized_rows(load_pair: LoadPair, pair_bytes: int) -> Callable[..., Rows]:
+def make_quantized_rows(group_sums: Callable[..., Rows], line_k: int, groups_per_line: int) -> Callable[..., Rows]:
     def quantized_rows(
         arena: NDArray[np.uint8],
-        strip: int,
-        tensor: Any,
+        line: int,
+        k: int,
         codes: NDArray[np.int8],
         codes_at: int,
         codes_stride: int,
@@ -137,35 +248,24 @@ def make_quantized_rows(load_pair: LoadPair, pair_bytes: int) -> Callable[..., R
         group_stride: int,
     ) -> Rows:
         """The same bits for four rows, ``codes_stride`` codes and ``group_stride`` groups apart."""
-        k, group, zero_point, line = tensor["k"], tensor["group"], tensor["zero_point"], strip
-        scale_at = strip
+        scale_at = line
         y0, y1, y2, y3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
-        for begin in range(0, k, group):
-            if begin // group % 2 == 0:
+        for begin in range(0, k, GROUP):
+            if begin // GROUP % groups_per_line == 0:
                 scale_at, line = line, line + LINE_BYTES
             else:
                 scale_at += SCALES
-            end = line + (min(group, k - begin) + PAIR_K - 1) // PAIR_K * pair_bytes
-            a0 = codes_at + begin
-            a1, a2, a3 = a0 + codes_stride, a0 + 2 * codes_stride, a0 + 3 * codes_stride
-            g0, g1 = group_at, group_at + group_stride
-            g2, g3 = group_at + 2 * group_stride, group_at + 3 * group_stride
-            s0, s1 = splat_int(-zero_point * sums[g0]), splat_int(-zero_point * sums[g1])
-            s2, s3 = splat_int(-zero_point * sums[g2]), splat_int(-zero_point * sums[g3])
-            while line < end:
-                prefetch(arena, line + PREFETCH)
-                low, high = load_pair(arena, line)
-                s0 = dot4(dot4(s0, low, load_activations(codes, a0)), high, load_activations(codes, a0 + 4))
-                s1 = dot4(dot4(s1, low, load_activations(codes, a1)), high, load_activations(codes, a1 + 4))
-                s2 = dot4(dot4(s2, low, load_activations(codes, a2)), high, load_activations(codes, a2 + 4))
-                s3 = dot4(dot4(s3, low, load_activations(codes, a3)), high, load_activations(codes, a3 + 4))
-                line += pair_bytes
-                a0, a1, a2, a3 = a0 + PAIR_K, a1 + PAIR_K, a2 + PAIR_K, a3 + PAIR_K
+            end = line + (min(GROUP, k - begin) + line_k - 1) // line_k * LINE_BYTES
+            sums_at, sums_stride = group_at * SUBGROUPS, group_stride * SUBGROUPS
+            s0, s1, s2, s3 = group_sums(
+                arena, line, end, codes, codes_at + begin, codes_stride, sums, sums_at, sums_stride
+            )
             weight_scales = load_scales(arena, scale_at)
-            y0 = y0 + to_floats(s0) * (weight_scales * load_splat(scales, g0))
-            y1 = y1 + to_floats(s1) * (weight_scales * load_splat(scales, g1))
-            y2 = y2 + to_floats(s2) * (weight_scales * load_splat(scales, g2))
-            y3 = y3 + to_floats(s3) * (weight_scales * load_splat(scales, g3))
+            y0 = y0 + to_floats(s0) * (weight_scales * load_splat(scales, group_at))
+            y1 = y1 + to_floats(s1) * (weight_scales * load_splat(scales, group_at + group_stride))
+            y2 = y2 + to_floats(s2) * (weight_scales * load_splat(scales, group_at + 2 * group_stride))
+            y3 = y3 + to_floats(s3) * (weight_scales * load_splat(scales, group_at + 3 * group_stride))
+            line = end
             group_at += 1
         return y0, y1, y2, y3
 
@@ -216,5 +316,7 @@ def make_float_rows(load_pair: LoadPair, pair_bytes: int) -> Callable[..., Rows]
 
 f32_row, f32_rows = make_float_row(load_f32_pair, 2 * LINE_BYTES), make_float_rows(load_f32_pair, 2 * LINE_BYTES)
 bf16_row, bf16_rows = make_float_row(load_bf16_pair, LINE_BYTES), make_float_rows(load_bf16_pair, LINE_BYTES)
-q8_row, q8_rows = make_quantized_row(load_q8_pair, 2 * LINE_BYTES), make_quantized_rows(load_q8_pair, 2 * LINE_BYTES)
-q4_row, q4_rows = make_quantized_row(load_q4_pair, LINE_BYTES), make_quantized_rows(load_q4_pair, LINE_BYTES)
+q8_row = make_quantized_row(q8_sum, Q8.line_k, Q8.groups_per_line)
+q8_rows = make_quantized_rows(q8_sums, Q8.line_k, Q8.groups_per_line)
+q4_row = make_quantized_row(q4_sum, Q4.line_k, Q4.groups_per_line)
+q4_rows = make_quantized_rows(q4_sums, Q4.line_k, Q4.groups_per_line)

@@ -21,7 +21,7 @@ from numba.core import types
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-from ..tiles import TILE_N
+from ..tiles import MAX_SUBSCALE, TILE_N
 from .jit import HOST_FEATURES, operation
 
 Vector = Any  # to the type checker; numba knows FLOATS from INTS
@@ -77,7 +77,7 @@ def _register_operator(function: Any, instructions: dict[LanesType, str]) -> Non
 
 _register_operator(operator.add, {FLOATS: "fadd", INTS: "add"})
 _register_operator(operator.sub, {FLOATS: "fsub"})
-_register_operator(operator.mul, {FLOATS: "fmul"})
+_register_operator(operator.mul, {FLOATS: "fmul", INTS: "mul"})
 _register_operator(operator.truediv, {FLOATS: "fdiv"})
 
 
@@ -159,6 +159,22 @@ def bfloat16_at(builder: Any, data: Any, index: Any) -> Any:
 def load_codes(builder: Any, data: Any, index: Any) -> Any:
     """The line at byte ``index``, the four bytes of a column in a lane."""
     return _load(builder, data, index, lanes_of(I32))
+
+
+@operation(INTS, INTS)
+def flip_signs(builder: Any, x: Any) -> Any:
+    """Signed bytes plus 128, as unsigned ones."""
+    return builder.xor(x, every_lane(I32, 0x80808080))
+
+
+@operation(INTS, BYTE_ARRAY, types.intp, types.intp)
+def load_subscales(builder: Any, data: Any, index: Any, shift: Any) -> Any:
+    """The nibbles of the 16 bytes at byte ``index``, those ``shift`` bits up, as subscales -8..-1, 1..8."""
+    wide = builder.zext(_load(builder, data, index, lanes_of(I8)), lanes_of(I32))
+    nibbles = builder.and_(builder.lshr(wide, _broadcast(builder, builder.trunc(shift, I32))), every_lane(I32, 15))
+    below = builder.sub(nibbles, every_lane(I32, MAX_SUBSCALE))
+    is_positive = builder.icmp_signed(">=", below, every_lane(I32, 0))
+    return builder.add(below, builder.zext(is_positive, lanes_of(I32)))
 
 
 @operation(INTS, INTS)

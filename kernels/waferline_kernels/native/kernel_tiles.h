@@ -1,0 +1,177 @@
+/* Many rows through AMX's tile registers: a tile of a strip, int8 [64 / 4][16][4], is a register as it lies.
+ *
+ * Two tiles of rows times two strips, 64 K at a time: four loads feed four tdpbssd, each 16 x 16 x 64 multiply-adds in 16
+ * cycles. After a group the four sums go through memory to become floats; that is done for one group while the tile unit
+ * works on the next. Rows are spread evenly over tiles, so that one tile configuration serves a matmul. */
+#ifndef WAFERLINE_KERNEL_TILES_H
+#define WAFERLINE_KERNEL_TILES_H
+
+enum { MIN_TILE_ROWS = 5, TILE_ROWS = 16, TILE_K = 64, TILE_BYTES = TILE_K * TILE_N, GROUP_BYTES = GROUP * TILE_N };
+enum { TILE_PREFETCH_BYTES = 2048 };
+
+/* The operand of ldtilecfg, palette 1. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} TileConfig;
+
+/* tmm0-3: sums int32 [rows][16] of (row tile, strip) 00, 01, 10, 11; tmm4-5: activations int8 [rows][64]; tmm6-7: weights. */
+static void configure_tiles(int rows) {
+    TileConfig config = {.palette = 1};
+    for (int t = 0; t < 8; t++) {
+        config.row_bytes[t] = 64;
+        config.rows[t] = t < 6 ? rows : TILE_K / 4;
+    }
+    __asm__ volatile("" : : "m"(config)); /* gcc 12 takes only 8 bytes of the operand as read */
+    _tile_loadconfig(&config);
+}
+
+/* Two strips, or one, as the tile registers take them. */
+typedef struct {
+    const int8_t *weights[2]; /* q8: the strips themselves; q4: [groups][GROUP_BYTES] */
+    const float *scales[2];   /* [groups][16] */
+} TileStrips;
+
+INLINE const int8_t *group_weights(const int8_t *weights, int g, const int format) {
+    if (format == FORMAT_Q4) return weights + g * GROUP_BYTES;
+    return weights + g / 2 * (Q8_BLOCK_LINES + 1) * LINE_BYTES + LINE_BYTES + g % 2 * GROUP_BYTES;
+}
+
+/* A q4 strip's codes times subscales: int8 [groups][GROUP_BYTES]. A code times a magnitude stays below 128, so 16-bit
+ * products of byte pairs do not carry; -x is ~x + 1, and the 1 is in the zero point that is taken off. */
+INLINE void unpack_q4(const uint8_t *strip, int k, int8_t *tiles) {
+    for (int left = k; left > 0; left -= GROUP) {
+        const uint8_t *lines = strip + LINE_BYTES;
+        const int num_lines = left < GROUP ? (left + Q4_LINE_K - 1) / Q4_LINE_K : Q4_BLOCK_LINES;
+        for (int line = 0; line < num_lines; line++) {
+            const __m512i subscales = (__m512i)load_subscales(strip, line * Q4_LINE_K / SUBGROUP).v[0];
+            const __m512i magnitude = _mm512_abs_epi32(subscales), sign = _mm512_srai_epi32(subscales, 31);
+            const __m512i factor = _mm512_or_si512(magnitude, _mm512_slli_epi32(magnitude, 16)); /* uint16 [16][2] */
+            const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi32(factor, 8)), 3);
+            const __m512i zero = _mm512_xor_si512(zero_points, sign); /* int8 [16][4] */
+            Line low, high;
+            load_q4(lines + line * LINE_BYTES, &low, &high);
+            low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
+            high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
+            _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);
+            _mm512_storeu_si512(tiles + (2 * line + 1) * LINE_BYTES, high);
+        }
+        strip = lines + num_lines * LINE_BYTES;
+        tiles += GROUP_BYTES;
+    }
+}
+
+/* Strip s and, where strips is 2, s + 1, made ready in the worker's scratch. */
+INLINE TileStrips prepare_strips(const Matmul *m, int s, const int strips, const int format) {
+    const int groups = (m->k + GROUP - 1) / GROUP;
+    TileStrips y;
+    for (int j = 0; j < strips; j++) {
+        const uint8_t *strip = m->strips + (s + j) * m->strip_bytes;
+        int8_t *unpacked = (int8_t *)m->scratch + (int64_t)j * groups * GROUP_BYTES;
+        float *scales = (float *)(m->scratch + 2 * (int64_t)groups * GROUP_BYTES) + j * groups * TILE_N;
+        for (int g = 0; g < groups; g++) {
+            const uint8_t *line = format == FORMAT_Q4 ? strip + g * (Q4_BLOCK_LINES + 1) * LINE_BYTES
+                                                      : strip + g / 2 * (Q8_BLOCK_LINES + 1) * LINE_BYTES + g % 2 * TILE_N * 2;
+            store16(scales + g * TILE_N, load_bfloat16(line));
+        }
+        if (format == FORMAT_Q4) unpack_q4(strip, m->k, unpacked);
+        y.weights[j] = format == FORMAT_Q4 ? unpacked : (const int8_t *)strip;
+        y.scales[j] = scales;
+    }
+    return y;
+}
+
+/* acc[tiles][tile_rows][strips] += float(sums) * (weight scales * activation scales) of group g */
+INLINE void add_group(const int32_t *sums, const float *a_scales, int64_t stride, const TileStrips *w, int g, int tile_rows,
+                      const int tiles, const int strips, float *acc) {
+    __m512 scales[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < strips; j++) scales[j] = _mm512_loadu_ps(w->scales[j] + g * TILE_N);
+#pragma GCC unroll 2
+    for (int t = 0; t < tiles; t++)
+        for (int r = 0; r < tile_rows; r++) {
+            const __m512 a_scale = _mm512_set1_ps(a_scales[(t * tile_rows + r) * stride + g]);
+#pragma GCC unroll 2
+            for (int j = 0; j < strips; j++) {
+                const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + ((t * 2 + j) * TILE_ROWS + r) * TILE_N));
+                float *y = acc + ((t * TILE_ROWS + r) * 2 + j) * TILE_N;
+                _mm512_store_ps(y, _mm512_add_ps(_mm512_load_ps(y), _mm512_mul_ps(isum, _mm512_mul_ps(scales[j], a_scale))));
+            }
+        }
+}
+
+/* `tiles` tiles of `tile_rows` rows from `row`, times `strips` strips from s. */
+INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row, int tile_rows, const int tiles,
+                           const int strips, const int format) {
+    int32_t sums[2][4 * TILE_ROWS * TILE_N] __attribute__((aligned(64))); /* [turn][tile, strip][row][16] */
+    float acc[2 * TILE_ROWS * 2 * TILE_N] __attribute__((aligned(64)));   /* [tile][row][strip][16] */
+    const int64_t stride = m->act.codes_stride;
+    const int8_t *a = m->act.codes + row * stride;                        /* [tiles * tile_rows][stride] */
+    const float *a_scales = m->act.scales + row * m->act.groups_stride;   /* [tiles * tile_rows][groups_stride] */
+    const int groups = (m->k + GROUP - 1) / GROUP;
+    memset(acc, 0, sizeof acc);
+    for (int g = 0; g < groups; g++) {
+        const int8_t *first = group_weights(w->weights[0], g, format);
+        const int8_t *second = strips == 2 ? group_weights(w->weights[1], g, format) : first;
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int k = g * GROUP; k < m->k && k < (g + 1) * GROUP; k += TILE_K) {
+            if (format == FORMAT_Q8 && row == 0)
+                for (int line = 0; line < TILE_BYTES; line += LINE_BYTES) {
+                    __builtin_prefetch(first + TILE_PREFETCH_BYTES + line);
+                    if (strips == 2) __builtin_prefetch(second + TILE_PREFETCH_BYTES + line);
+                }
+            _tile_loadd(6, first, LINE_BYTES);
+            _tile_loadd(4, a + k, stride);
+            _tile_dpbssd(0, 4, 6);
+            if (strips == 2) {
+                _tile_loadd(7, second, LINE_BYTES);
+                _tile_dpbssd(1, 4, 7);
+            }
+            if (tiles == 2) {
+                _tile_loadd(5, a + tile_rows * stride + k, stride);
+                _tile_dpbssd(2, 5, 6);
+                if (strips == 2) _tile_dpbssd(3, 5, 7);
+            }
+            first += TILE_BYTES;
+            second += TILE_BYTES;
+        }
+        if (g > 0) add_group(sums[(g - 1) % 2], a_scales, m->act.groups_stride, w, g - 1, tile_rows, tiles, strips, acc);
+        int32_t *turn = sums[g % 2];
+        _tile_stored(0, turn, LINE_BYTES);
+        if (strips == 2) _tile_stored(1, turn + TILE_ROWS * TILE_N, LINE_BYTES);
+        if (tiles == 2) _tile_stored(2, turn + 2 * TILE_ROWS * TILE_N, LINE_BYTES);
+        if (tiles == 2 && strips == 2) _tile_stored(3, turn + 3 * TILE_ROWS * TILE_N, LINE_BYTES);
+    }
+    add_group(sums[(groups - 1) % 2], a_scales, m->act.groups_stride, w, groups - 1, tile_rows, tiles, strips, acc);
+    const int is_pair = m->epilogue == EPILOGUE_SILU_MUL;
+    for (int t = 0; t < tiles; t++)
+        for (int r = 0; r < tile_rows && row + t * tile_rows + r < m->rows; r++) {
+            const float *y = acc + (t * TILE_ROWS + r) * 2 * TILE_N;
+            const Float16 first = load16(y), second = load16(y + TILE_N);
+            finish_row(m, s, row + t * tile_rows + r, first, second);
+            if (strips == 2 && !is_pair) finish_row(m, s + 1, row + t * tile_rows + r, second, second);
+        }
+}
+
+/* All rows times `strips` strips from s. */
+INLINE void multiply_tile_strips(const Matmul *m, int s, int num_tiles, int tile_rows, const int strips, const int format) {
+    const TileStrips w = prepare_strips(m, s, strips, format);
+    int t = 0;
+    for (; t + 2 <= num_tiles; t += 2) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 2, strips, format);
+    if (t < num_tiles) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 1, strips, format);
+}
+
+INLINE void tile_matmul(const Matmul *m, const int format) {
+    const int num_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, tile_rows = (m->rows + num_tiles - 1) / num_tiles;
+    configure_tiles(tile_rows);
+    int s = 0;
+    for (; s + 2 <= m->count; s += 2) multiply_tile_strips(m, s, num_tiles, tile_rows, 2, format);
+    if (s < m->count) multiply_tile_strips(m, s, num_tiles, tile_rows, 1, format);
+    _tile_release();
+}
+
+#endif

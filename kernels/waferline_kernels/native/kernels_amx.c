@@ -1,0 +1,9 @@
+/* amx (Sapphire Rapids 2023): avx512, and for many rows of quantised weights the tile registers. */
+#define LEVEL amx
+#define LEVEL_NAME "amx"
+#define LEVEL_MAX_ROWS 8
+#define LEVEL_HAS_TILES
+#define LANES 16
+#include "kernel_vnni.h"
+
+#include "kernel_body.h"
