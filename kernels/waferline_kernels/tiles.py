@@ -143,9 +143,9 @@ def pack_matrix(weight: NDArray[np.float32], format: TileFormat) -> NDArray[np.u
         raise ValueError("weight: holds NaN or infinity, expected finite numbers")
     if not format.is_quantized:
         return _lines(bfloat16_bits(columns) if format.bits == 16 else columns, format)
-    groups = np.zeros((strips, TILE_N, format.num_groups(k) * format.group), np.float32)
-    groups[:, :, :k] = columns
-    groups = groups.reshape(strips, TILE_N, -1, format.group)
+    padded = np.zeros((strips, TILE_N, format.num_groups(k) * format.group), np.float32)
+    padded[:, :, :k] = columns
+    groups = padded.reshape(strips, TILE_N, -1, format.group)
     line_slots, scale_slots = format.line_slots(k)
     packed = np.zeros((strips, len(line_slots) + len(scale_slots), LINE_BYTES), np.uint8)
     codes: NDArray[Any]
