@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from waferline.fabric.placement import plan_placement
 from waferline.model.load import Model
 from waferline_kernels import native
+from waferline_kernels.constraints import pack_allowed_ids, pack_constraints
 from waferline_kernels.executor import Executor, StopReason, create_executor
 from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SPAN, ExecutorLimits
 
@@ -56,13 +57,19 @@ def fill_slot(executor: Executor, slot: int, tokens: Sequence[int], **sampling: 
         "num_prompt_tokens": len(tokens),
         "max_tokens": executor.limits.max_model_len,
     } | sampling
-    stop_ids = params.pop("stop_ids", ())
+    stop_ids, logit_bias = params.pop("stop_ids", ()), params.pop("logit_bias", {})
+    bad_words, allowed_ids = params.pop("bad_words", ()), params.pop("allowed_ids", None)
     table.sampling[slot] = np.zeros((), table.sampling.dtype)
     row = table.sampling[slot]
     for field, value in params.items():
         row[field] = value
     row["num_stop_ids"] = len(stop_ids)
     row["stop_ids"][: len(stop_ids)] = stop_ids
+    row["num_logit_bias"], row["num_bad_words"] = len(logit_bias), len(bad_words)
+    row["has_allowed_ids"] = allowed_ids is not None
+    table.constraints[slot] = pack_constraints(logit_bias, bad_words)
+    # What is not in use must not be looked at.
+    table.allowed_ids[slot] = 0 if allowed_ids is None else pack_allowed_ids(allowed_ids, executor.dims.vocab)
 
 
 def run_logits(model: Model, token_ids: Sequence[int], target: str, threads: int = 1) -> NDArray[np.float32]:

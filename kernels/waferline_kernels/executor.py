@@ -59,7 +59,7 @@ class Executor(ABC):
         self.dims: Dims = program.dims
         self.limits = limits
         self.placement = placement
-        self.sequences = SequenceTable.allocate(limits)
+        self.sequences = SequenceTable.allocate(limits, self.dims.vocab)
         self.ring: Any = Ring(ring_capacity(limits))
         self.logits = np.zeros((limits.max_num_logits, self.dims.buffer_stride(Buffer.LOGITS)), np.float32)
         """float32 [max_num_logits, stride]: logits of the last step's wanted rows, in the batch's order."""

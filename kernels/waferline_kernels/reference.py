@@ -175,7 +175,7 @@ class ReferenceExecutor(StepwiseExecutor):
             token, num_top = int(table.tokens[slot, position]), int(params["num_prompt_logprobs"])
             entry["is_prompt"] = 1
         else:
-            token = sample_token(logits, params, table.tokens[slot, :position])
+            token = sample_token(logits, table.rules(slot), table.tokens[slot, :position])
             num_top = int(params["num_logprobs"])
             table.tokens[slot, position] = token
             table.num_tokens[slot] = position + 1

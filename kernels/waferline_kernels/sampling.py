@@ -1,7 +1,8 @@
 """What the ``sample`` instruction means, stated in numpy; the other backends are held to it.
 
-The order is vLLM's: stop ids masked below ``min_tokens``; repetition, frequency and presence penalties; temperature;
-``min_p``; ``top_k``; ``top_p``; one draw. Ties go to the lowest id. Log-probabilities are those of the raw logits.
+The order is vLLM's: ``allowed_ids``; bad words; stop ids masked below ``min_tokens``; logit bias; repetition, frequency
+and presence penalties; temperature; ``min_p``; ``top_k``; ``top_p``; one draw. Ties go to the lowest id; where every token
+is banned, the lowest allowed id is taken. Log-probabilities are those of the raw logits.
 """
 
 from __future__ import annotations
@@ -9,15 +10,42 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from .constraints import unpack_allowed_ids
 from .philox import uniform
+from .sequences import SamplingRules
 
 
-def penalized_logits(logits: NDArray[np.float32], params: np.void, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
-    """``logits`` (float32 [vocab]) after masks and penalties, for a sequence of ``tokens`` (int32 [num_tokens])."""
-    z = logits.copy()
+def allowed_tokens(rules: SamplingRules, vocab: int) -> NDArray[np.bool_]:
+    """Whether a token is among the allowed ids, bool [vocab]; all are where none were given."""
+    if not rules.params["has_allowed_ids"]:
+        return np.ones(vocab, bool)
+    return unpack_allowed_ids(rules.allowed_ids, vocab)
+
+
+def banned_tokens(rules: SamplingRules, output: NDArray[np.int32]) -> list[int]:
+    """The tokens that would complete a bad word after the completion ``output`` (int32 [num_output_tokens])."""
+    banned, at = [], 0
+    table = rules.constraints["bad_words"]
+    for _ in range(rules.params["num_bad_words"]):
+        *prefix, last = table[at + 1 : at + 1 + table[at]].tolist()
+        at += 1 + table[at]
+        if output[max(0, len(output) - len(prefix)) :].tolist() == prefix:
+            banned.append(last)
+    return banned
+
+
+def penalized_logits(
+    logits: NDArray[np.float32], rules: SamplingRules, tokens: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """``logits`` (float32 [vocab]) after masks, bias and penalties, for a sequence of ``tokens`` (int32 [num_tokens])."""
+    params = rules.params
     output = tokens[params["num_prompt_tokens"] :]
+    z = np.where(allowed_tokens(rules, len(logits)), logits, np.float32(-np.inf))
+    z[banned_tokens(rules, output)] = -np.inf
     if len(output) < params["min_tokens"]:
         z[params["stop_ids"][: params["num_stop_ids"]]] = -np.inf
+    num_bias = params["num_logit_bias"]
+    z[rules.constraints["bias_ids"][:num_bias]] += rules.constraints["bias_values"][:num_bias]
     if params["repetition_penalty"] != 1:
         seen = np.unique(tokens)
         z[seen] = np.where(z[seen] > 0, z[seen] / params["repetition_penalty"], z[seen] * params["repetition_penalty"])
@@ -27,9 +55,12 @@ def penalized_logits(logits: NDArray[np.float32], params: np.void, tokens: NDArr
     return z
 
 
-def sample_token(logits: NDArray[np.float32], params: np.void, tokens: NDArray[np.int32]) -> int:
+def sample_token(logits: NDArray[np.float32], rules: SamplingRules, tokens: NDArray[np.int32]) -> int:
     """The token that follows ``tokens`` (int32 [num_tokens]), from ``logits`` (float32 [vocab])."""
-    z = penalized_logits(logits, params, tokens)
+    params = rules.params
+    z = penalized_logits(logits, rules, tokens)
+    if z.max() == -np.inf:
+        return int(allowed_tokens(rules, len(z)).argmax())
     if params["temperature"] == 0:
         return int(z.argmax())
     z = z / params["temperature"]

@@ -11,9 +11,12 @@ and values of its position 17 in block 4, at offset 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .constraints import CONSTRAINTS, mask_words
 
 KV_BLOCK_SIZE = 16  # tokens; the width of a vector of scores
 MAX_STOP_IDS = 64
@@ -48,6 +51,10 @@ SAMPLING = np.dtype(
         ("max_tokens", np.int32),  # completion tokens after which the sequence ends
         ("completion_index", np.int32),
         ("num_stop_ids", np.int32),
+        # What of the slot's constraints is in use.
+        ("has_allowed_ids", np.int32),
+        ("num_bad_words", np.int32),
+        ("num_logit_bias", np.int32),
         ("seed", np.uint64),
         ("stop_ids", np.int32, (MAX_STOP_IDS,)),
     ],
@@ -70,6 +77,14 @@ class ExecutorLimits:
         return -(-self.max_model_len // KV_BLOCK_SIZE)
 
 
+class SamplingRules(NamedTuple):
+    """A slot's rows of what says how its tokens are sampled, as views."""
+
+    params: np.void  # SAMPLING []
+    constraints: np.void  # CONSTRAINTS []
+    allowed_ids: NDArray[np.uint32]  # [mask_words(vocab)]
+
+
 @dataclass(frozen=True)
 class SequenceTable:
     tokens: NDArray[np.int32]  # [max_num_seqs, max_model_len]
@@ -77,11 +92,13 @@ class SequenceTable:
     block_tables: NDArray[np.int32]  # [max_num_seqs, max_blocks_per_seq]
     num_blocks: NDArray[np.int32]  # [max_num_seqs]; blocks of the table that are reserved
     sampling: NDArray[np.void]  # SAMPLING [max_num_seqs]
+    constraints: NDArray[np.void]  # CONSTRAINTS [max_num_seqs]; read where `sampling` says how much of it is in use
+    allowed_ids: NDArray[np.uint32]  # [max_num_seqs, mask_words(vocab)]: a bit for each token; read where in use
     stop_flags: NDArray[np.int32]  # [max_num_seqs]; raised from any thread: the sequence takes no further step
     wake: NDArray[np.int32]  # [1]; raised from any thread: `run` returns after the step at hand
 
     @classmethod
-    def allocate(cls, limits: ExecutorLimits) -> SequenceTable:
+    def allocate(cls, limits: ExecutorLimits, vocab: int) -> SequenceTable:
         seqs = limits.max_num_seqs
         return cls(
             tokens=np.zeros((seqs, limits.max_model_len), np.int32),
@@ -89,6 +106,11 @@ class SequenceTable:
             block_tables=np.zeros((seqs, limits.max_blocks_per_seq), np.int32),
             num_blocks=np.zeros(seqs, np.int32),
             sampling=np.zeros(seqs, SAMPLING),
+            constraints=np.zeros(seqs, CONSTRAINTS),
+            allowed_ids=np.zeros((seqs, mask_words(vocab)), np.uint32),
             stop_flags=np.zeros(seqs, np.int32),
             wake=np.zeros(1, np.int32),
         )
+
+    def rules(self, slot: int) -> SamplingRules:
+        return SamplingRules(self.sampling[slot], self.constraints[slot], self.allowed_ids[slot])

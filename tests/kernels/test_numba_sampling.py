@@ -105,9 +105,9 @@ def test_a_token_is_the_one_that_numpy_states(
     tokens = np.random.default_rng(seed + 1).integers(0, min(vocab, 60), num_tokens).astype(np.int32)
     params["num_prompt_tokens"] = min(num_prompt, num_tokens)
     entry = sample(sampler, logits, tokens.tolist(), **params)
-    row = sampler(vocab)[0].sequences.sampling[0]
+    rules = sampler(vocab)[0].sequences.rules(0)
     expected = empty_entries(1)[0]
-    expected["slot"], expected["position"], expected["token"] = 0, num_tokens, sample_token(logits, row, tokens)
+    expected["slot"], expected["position"], expected["token"] = 0, num_tokens, sample_token(logits, rules, tokens)
     expected["num_top"] = NO_LOGPROBS
     if expected["token"] in params["stop_ids"]:
         expected["finish"] = Finish.STOP
@@ -125,8 +125,8 @@ def test_a_large_vocabulary(sampler: Sampler, scale: float, params: dict[str, An
     logits = make_logits(VOCABS[2], 7, scale, 0.0, 0)
     for seed in range(5):
         entry = sample(sampler, logits, [1, 2, 3], temperature=1.0, seed=seed, **params)
-        row = sampler(len(logits))[0].sequences.sampling[0]
-        assert entry["token"] == sample_token(logits, row, np.array([1, 2, 3], np.int32))
+        rules = sampler(len(logits))[0].sequences.rules(0)
+        assert entry["token"] == sample_token(logits, rules, np.array([1, 2, 3], np.int32))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

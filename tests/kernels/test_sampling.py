@@ -13,11 +13,12 @@ from helpers import TARGETS, fill_slot
 from programs import even_placement, make_executor, make_limits, matmul_program
 from waferline_kernels.executor import Executor
 from waferline_kernels.sampling import log_softmax, penalized_logits, sample_token
-from waferline_kernels.sequences import SAMPLING, SPAN
+from waferline_kernels.sequences import SPAN, SamplingRules, SequenceTable
 from waferline_kernels.tiles import F32
 
 VOCAB = 83
 PROGRAM, WEIGHTS = matmul_program(VOCAB, 8, F32)
+TOKENS = st.integers(0, VOCAB - 1)
 PARAMETERS = st.fixed_dictionaries(
     {
         "temperature": st.sampled_from([0.0, 0.3, 1.0, 3.0]),
@@ -28,7 +29,10 @@ PARAMETERS = st.fixed_dictionaries(
         "frequency_penalty": st.sampled_from([0.0, 0.4, -1.0]),
         "repetition_penalty": st.sampled_from([1.0, 1.5, 0.8]),
         "min_tokens": st.sampled_from([0, 6]),
-        "stop_ids": st.lists(st.integers(0, VOCAB - 1), max_size=5),
+        "stop_ids": st.lists(TOKENS, max_size=5),
+        "logit_bias": st.dictionaries(TOKENS, st.sampled_from([-100.0, -0.3, 0.7, 5.0]), max_size=5),
+        "allowed_ids": st.none() | st.lists(TOKENS, min_size=1, max_size=40),
+        "bad_words": st.lists(st.lists(TOKENS, min_size=1, max_size=3), max_size=6),
         "completion_index": st.integers(0, 3),
         "seed": st.integers(0, 2**64 - 1),
         "num_prompt_tokens": st.sampled_from([1, 4]),
@@ -50,18 +54,18 @@ def sample(executor: Executor, tokens: list[int], **sampling: Any) -> tuple[np.v
     return executor.ring.drain()[0], executor.logits[0, :VOCAB].copy()
 
 
-@given(PARAMETERS, st.lists(st.integers(0, VOCAB - 1), min_size=4, max_size=20))
+@given(PARAMETERS, st.lists(TOKENS, min_size=4, max_size=20))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_token_is_the_one_that_numpy_states(
     executor: Executor, sampling: dict[str, Any], tokens: list[int]
 ) -> None:
     entry, logits = sample(executor, tokens, **sampling)
-    params = executor.sequences.sampling[0]
-    expected = sample_token(logits, params, np.array(tokens, np.int32))
+    rules = executor.sequences.rules(0)
+    expected = sample_token(logits, rules, np.array(tokens, np.int32))
     if entry["token"] != expected:
         # Both computed the same distribution; a draw at its very edge may fall to either side of rounding.
-        z = penalized_logits(logits, params, np.array(tokens, np.int32))
-        weights = np.exp((z - z.max()) / max(params["temperature"], 1e-9)).astype(np.float64)
+        z = penalized_logits(logits, rules, np.array(tokens, np.int32))
+        weights = np.exp((z - z.max()) / max(sampling["temperature"], 1e-9)).astype(np.float64)
         assert weights[[expected, entry["token"]]].min() < 1e-6 * weights.sum()
 
 
@@ -101,19 +105,24 @@ def test_prompt_tokens_are_scored(executor: Executor) -> None:
         assert entries["logprob"][row] == pytest.approx(log_softmax(logits[row])[tokens[row + 1]], abs=1e-5)
 
 
+def empty_rules(vocab: int) -> SamplingRules:
+    return SequenceTable.allocate(make_limits(), vocab).rules(0)
+
+
 def test_what_the_statement_promises() -> None:
     logits = np.array([1.0, 3.0, 3.0, 2.0, -1.0], np.float32)
-    params = np.zeros((), SAMPLING)
+    rules = empty_rules(len(logits))
+    params = rules.params
     params["top_p"] = params["repetition_penalty"] = 1
     none = np.zeros(0, np.int32)
-    assert sample_token(logits, params, none) == 1  # ties go to the lowest id
+    assert sample_token(logits, rules, none) == 1  # ties go to the lowest id
     params["temperature"] = 1
     draws = {(k, p, m): set() for k, p, m in [(2, 1.0, 0), (0, 0.5, 0), (0, 1.0, 0.3), (0, 1.0, 0)]}
     for top_k, top_p, min_p in draws:
         params["top_k"], params["top_p"], params["min_p"] = top_k, top_p, min_p
         for seed in range(300):
             params["seed"] = seed
-            draws[top_k, top_p, min_p].add(sample_token(logits, params, none))
+            draws[top_k, top_p, min_p].add(sample_token(logits, rules, none))
     assert draws[2, 1.0, 0] == {1, 2}
     assert draws[0, 0.5, 0] == {1, 2}
     assert draws[0, 1.0, 0.3] == {1, 2, 3}
@@ -122,10 +131,11 @@ def test_what_the_statement_promises() -> None:
 
 def test_penalties_mean_what_they_say() -> None:
     logits = np.array([2.0, -2.0, 1.0, 1.0], np.float32)
-    params = np.zeros((), SAMPLING)
+    rules = empty_rules(len(logits))
+    params = rules.params
     params["repetition_penalty"], params["presence_penalty"], params["frequency_penalty"] = 2.0, 0.5, 0.25
     params["num_prompt_tokens"] = 1
-    penalized = penalized_logits(logits, params, np.array([0, 1, 2, 2], np.int32))
+    penalized = penalized_logits(logits, rules, np.array([0, 1, 2, 2], np.int32))
     assert penalized.tolist() == [1.0, -4.0 - 0.75, 0.5 - 1.0, 1.0]
 
 

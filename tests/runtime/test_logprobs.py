@@ -16,6 +16,7 @@ from waferline.runtime.outputs import Logprob
 from waferline.runtime.request import admit_request
 from waferline.runtime.sampling_params import SamplingParams
 from waferline_kernels.sampling import log_softmax, penalized_logits
+from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 
 PROMPT = "How likely?"
 TOLERANCE = 2e-3
@@ -99,10 +100,12 @@ def test_penalties_are_those_of_numpy(recorder: RecordingCore, tiny_model: Model
     recorder.add("penalties", PROMPT, params)
     output = recorder.finish("penalties")
     row = admit_request(GenerateRequest("", PROMPT, params), tiny_model, 256).sampling(0)
+    unused = SequenceTable.allocate(ExecutorLimits(1, 256, 1, 1, 16), tiny_model.config.vocab).rules(0)
+    rules = unused._replace(params=row)
     token_ids = output.prompt_token_ids + output.outputs[0].token_ids
     logits = reference_logits(tiny_model, token_ids)
     for at in range(len(output.prompt_token_ids), len(token_ids)):
-        z = penalized_logits(logits[at - 1], row, np.array(token_ids[:at], np.int32))
+        z = penalized_logits(logits[at - 1], rules, np.array(token_ids[:at], np.int32))
         assert z[token_ids[at]] == pytest.approx(z.max(), abs=TOLERANCE)
     plain = recorder.run(PROMPT, temperature=0, max_tokens=12).outputs[0].token_ids
     assert plain != output.outputs[0].token_ids

@@ -2,7 +2,7 @@
 """Bindings of the native executor: they own its memory, and check at the entry what C takes for granted."""
 
 cimport cython
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
@@ -18,6 +18,8 @@ cdef extern from "waferline.h":
     ctypedef struct Span:
         pass
     ctypedef struct Sampling:
+        pass
+    ctypedef struct Constraints:
         pass
     ctypedef struct Entry:
         pass
@@ -103,6 +105,9 @@ cdef extern from "executor.h":
         int32_t *block_tables
         int32_t *num_blocks
         Sampling *sampling
+        Constraints *constraints
+        uint32_t *allowed_ids
+        int64_t mask_words
         int32_t *stop_flags
         int32_t *wake
     ctypedef struct Activations:
@@ -154,6 +159,7 @@ STRUCT_SIZES = {
     "Share": sizeof(Share),
     "Span": sizeof(Span),
     "Sampling": sizeof(Sampling),
+    "Constraints": sizeof(Constraints),
     "Entry": sizeof(Entry),
 }
 LARGEST_HEAD_DIM = MAX_HEAD_DIM
@@ -285,6 +291,9 @@ cdef class Core:
         s.block_tables = <int32_t *>self.keep("block_tables", table.block_tables)
         s.num_blocks = <int32_t *>self.keep("num_blocks", table.num_blocks)
         s.sampling = <Sampling *>self.keep("sampling", table.sampling)
+        s.constraints = <Constraints *>self.keep("constraints", table.constraints)
+        s.allowed_ids = <uint32_t *>self.keep("allowed_ids", table.allowed_ids)
+        s.mask_words = table.allowed_ids.shape[1]
         s.stop_flags = <int32_t *>self.keep("stop_flags", table.stop_flags)
         s.wake = <int32_t *>self.keep("wake", table.wake)
 

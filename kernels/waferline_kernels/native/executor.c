@@ -190,7 +190,8 @@ static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
     *entry = (Entry){.slot = row->slot, .position = position, .is_prompt = position < s->num_tokens[row->slot]};
     entry->num_top = entry->is_prompt ? params->num_prompt_logprobs : params->num_logprobs;
     if (!entry->is_prompt) {
-        tokens[position] = sample_token(e->kernels, logits, e->dims.vocab, params, tokens, position, scratch);
+        const SamplingRules rules = {params, &s->constraints[row->slot], s->allowed_ids + row->slot * s->mask_words};
+        tokens[position] = sample_token(e->kernels, logits, e->dims.vocab, &rules, tokens, position, scratch);
         const int32_t num_output = position + 1 - params->num_prompt_tokens;
         if (num_output >= params->max_tokens || position + 1 >= e->limits.max_model_len) entry->finish = FINISH_LENGTH;
         for (int i = 0; i < params->num_stop_ids; i++)

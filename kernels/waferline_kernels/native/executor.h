@@ -18,6 +18,9 @@ typedef struct {
     int32_t *block_tables; /* [max_num_seqs][max_blocks_per_seq] */
     int32_t *num_blocks;   /* [max_num_seqs] */
     Sampling *sampling;    /* [max_num_seqs] */
+    Constraints *constraints; /* [max_num_seqs] */
+    uint32_t *allowed_ids; /* [max_num_seqs][mask_words] */
+    int64_t mask_words;
     int32_t *stop_flags;   /* [max_num_seqs] raised by other threads */
     int32_t *wake;         /* [1] raised by other threads */
 } Sequences;

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..constraints import CONSTRAINTS
 from ..executor import BackendUnavailable, Executor, RunResult, StopReason, check_batch, ring_capacity
 from ..placement import SHARE, Placement, check_placement
 from ..program import INSTRUCTION, Buffer, Program
@@ -25,6 +26,7 @@ for _name, _dtype in (
     ("Share", SHARE),
     ("Span", SPAN),
     ("Sampling", SAMPLING),
+    ("Constraints", CONSTRAINTS),
     ("Entry", ENTRY),
 ):
     if _native.STRUCT_SIZES[_name] != _dtype.itemsize:

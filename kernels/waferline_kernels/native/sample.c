@@ -5,10 +5,10 @@
 
 #include "philox.h"
 
-static void penalize(float *z, const Sampling *params, const int32_t *tokens, int32_t num_tokens, int32_t *counts) {
+static void penalize(float *z, int32_t vocab, const SamplingRules *rules, const int32_t *tokens, int32_t num_tokens, int32_t *counts) {
+    const Sampling *params = rules->params;
     const int32_t num_prompt = params->num_prompt_tokens;
-    if (num_tokens - num_prompt < params->min_tokens)
-        for (int i = 0; i < params->num_stop_ids; i++) z[params->stop_ids[i]] = -INFINITY;
+    constrain(z, vocab, rules, tokens + num_prompt, num_tokens - num_prompt);
     if (params->repetition_penalty != 1.0f) {
         for (int i = 0; i < num_tokens; i++) {
             const int32_t t = tokens[i];
@@ -105,14 +105,17 @@ static int32_t draw_best(const float *z, const float *weights, int32_t vocab, do
     return heap[size - kept];
 }
 
-int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vocab, const Sampling *params,
+int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vocab, const SamplingRules *rules,
                      const int32_t *tokens, int32_t num_tokens, SampleScratch *scratch) {
+    const Sampling *params = rules->params;
     float *z = scratch->logits, *weights = scratch->weights;
     memcpy(z, logits, (size_t)vocab * sizeof *z);
-    penalize(z, params, tokens, num_tokens, scratch->counts);
-    if (params->temperature == 0.0f) return first_equal(z, vocab, kernels->max(z, vocab));
+    penalize(z, vocab, rules, tokens, num_tokens, scratch->counts);
+    const float largest = kernels->max(z, vocab);
+    if (largest == -INFINITY) return lowest_allowed(rules, vocab);
+    if (params->temperature == 0.0f) return first_equal(z, vocab, largest);
     for (int32_t i = 0; i < vocab; i++) z[i] = z[i] / params->temperature;
-    double total = kernels->exp_sum(z, vocab, kernels->max(z, vocab), weights);
+    double total = kernels->exp_sum(z, vocab, largest / params->temperature, weights);
     if (params->min_p > 0.0f) {
         total = 0.0;
         for (int32_t i = 0; i < vocab; i++) {

@@ -2,6 +2,7 @@
 #ifndef WAFERLINE_SAMPLE_H
 #define WAFERLINE_SAMPLE_H
 
+#include "constrain.h"
 #include "kernels.h"
 
 /* A worker's scratch: for each token of the vocabulary. */
@@ -13,7 +14,7 @@ typedef struct {
 } SampleScratch;
 
 /* The token that follows `tokens`[num_tokens], from `logits`[vocab]. */
-int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vocab, const Sampling *params,
+int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vocab, const SamplingRules *rules,
                      const int32_t *tokens, int32_t num_tokens, SampleScratch *scratch);
 /* Fill the entry with the logprob and rank of its token and the `num_top` most likely ones. */
 void score_token(const KernelTable *kernels, const float *logits, int32_t vocab, int32_t num_top, Entry *entry,

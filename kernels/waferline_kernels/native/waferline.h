@@ -1,11 +1,11 @@
 /* The structures that Python and C share. Each mirrors a numpy dtype of waferline_kernels (program.py, placement.py,
- * sequences.py, ring.py); the bindings compare their sizes when they are imported. */
+ * sequences.py, constraints.py, ring.py); the bindings compare their sizes when they are imported. */
 #ifndef WAFERLINE_H
 #define WAFERLINE_H
 
 #include <stdint.h>
 
-enum { TILE_N = 16, KV_BLOCK_SIZE = 16, MAX_STOP_IDS = 64, MAX_LOGPROBS = 20, MAX_HEAD_DIM = 512 };
+enum { TILE_N = 16, KV_BLOCK_SIZE = 16, MAX_STOP_IDS = 64, MAX_LOGIT_BIAS = 300, MAX_BAD_WORD_TOKENS = 1024, MAX_LOGPROBS = 20, MAX_HEAD_DIM = 512 };
 enum { FORMAT_F32, FORMAT_Q8, FORMAT_BF16, FORMAT_Q4 };
 enum { GROUP = 128, SUBGROUP = 32, SUBGROUPS = GROUP / SUBGROUP, Q4_ZERO_POINT = 8, MAX_SUBSCALE = 8 };
 enum { LINE_BYTES = 64, F32_LINE_K = 1, BF16_LINE_K = 2, Q8_LINE_K = 4, Q4_LINE_K = 8 };
@@ -32,10 +32,17 @@ typedef struct {
 typedef struct {
     float temperature, top_p, min_p, presence_penalty, frequency_penalty, repetition_penalty;
     int32_t top_k, num_logprobs, num_prompt_logprobs, num_prompt_tokens, min_tokens, max_tokens;
-    int32_t completion_index, num_stop_ids;
+    int32_t completion_index, num_stop_ids, has_allowed_ids, num_bad_words, num_logit_bias;
     uint64_t seed;
     int32_t stop_ids[MAX_STOP_IDS];
 } Sampling;
+
+/* Read where Sampling says how much of it is in use. */
+typedef struct {
+    int32_t bias_ids[MAX_LOGIT_BIAS];
+    float bias_values[MAX_LOGIT_BIAS];
+    int32_t bad_words[MAX_BAD_WORD_TOKENS]; /* of each word how many tokens it has, then those tokens */
+} Constraints;
 
 typedef struct {
     int32_t slot, position, token, is_prompt, finish, num_top, rank;

@@ -81,6 +81,8 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
         num_tokens=table.num_tokens,
         block_tables=table.block_tables,
         sampling=table.sampling,
+        constraints=table.constraints,
+        allowed_ids=table.allowed_ids,
         contexts=zeros((workers, CHUNK + dims.value_stride), np.float32),
         floats=zeros((workers, 3, logits_stride), np.float32),
         counts=zeros((workers, dims.vocab), np.int32),

@@ -12,6 +12,7 @@ from ..program import Buffer
 from ..ring import Finish
 from ..sequences import NO_LOGPROBS
 from ..tiles import TILE_N
+from .constrain import constrain, lowest_allowed
 from .jit import kernel
 from .order import Order, best_tokens, fill_buckets, walk
 from .rows import exponential
@@ -61,16 +62,9 @@ def first_equal(z: NDArray[np.float32], vocab: int, value: np.float32) -> int:
 
 
 @kernel
-def penalize(
-    z: NDArray[np.float32], vocab: int, params: Any, tokens: NDArray[np.int32], counts: NDArray[np.int32]
-) -> None:
-    """``sampling.penalized_logits`` in place; ``counts`` [vocab] is zero before and after."""
+def penalize(z: NDArray[np.float32], params: Any, tokens: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
+    """Repetition, frequency and presence penalties in place; ``counts`` [vocab] is zero before and after."""
     num_prompt = params["num_prompt_tokens"]
-    if len(tokens) - num_prompt < params["min_tokens"]:
-        for i in range(params["num_stop_ids"]):
-            stop_id = params["stop_ids"][i]
-            if 0 <= stop_id < vocab:
-                z[stop_id] = -np.inf
     repetition = params["repetition_penalty"]
     if repetition != 1:
         for token in tokens:
@@ -127,11 +121,22 @@ def sample_token(state: State, worker: int, params: Any, slot: int, position: in
     z, weights = state.floats[worker, 1], state.floats[worker, 2]
     copy_logits(state.floats[worker, 0], 0, vocab, z)
     begin = slot * sizes["max_model_len"]
-    penalize(z, vocab, params, state.tokens[begin : begin + position], state.counts[worker])
+    num_prompt = params["num_prompt_tokens"]
+    constrain(
+        z,
+        vocab,
+        params,
+        state.constraints[slot],
+        state.allowed_ids[slot],
+        state.tokens[begin + num_prompt : begin + position],
+    )
+    penalize(z, params, state.tokens[begin : begin + position], state.counts[worker])
     if temperature != 0:
         for i in range(0, vocab, TILE_N):
             store(z, i, load(z, i) / splat(temperature))
     largest = largest_of(z, vocab)
+    if largest == -np.inf:
+        return lowest_allowed(params, state.allowed_ids[slot], vocab)
     if temperature == 0 or not np.isfinite(largest):
         return first_equal(z, vocab, largest)
     min_p = splat(params["min_p"])

@@ -95,6 +95,8 @@ class State(NamedTuple):
     num_tokens: NDArray[np.int32]  # [max_num_seqs]
     block_tables: NDArray[np.int32]  # [max_num_seqs, max_blocks_per_seq]
     sampling: NDArray[np.void]  # SAMPLING [max_num_seqs]
+    constraints: NDArray[np.void]  # CONSTRAINTS [max_num_seqs]
+    allowed_ids: NDArray[np.uint32]  # [max_num_seqs, mask_words(vocab)]
     contexts: NDArray[np.float32]  # [W, CHUNK + value_stride]: scratch of `attend`
     floats: NDArray[
         np.float32
