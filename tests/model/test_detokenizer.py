@@ -78,6 +78,17 @@ def test_special_tokens_add_nothing_even_within_a_character() -> None:
     assert stream(TOKENIZERS["byte_level"], [], [tool]) == ["<tool call>", ""]
 
 
+@given(token_ids=st.lists(st.integers(0, 345), max_size=30), data=st.data())
+def test_special_tokens_that_are_not_skipped_are_text(token_ids: list[int], data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS["byte_level"]
+    split = data.draw(st.integers(0, len(token_ids)))
+    texts = []
+    for prompt, completion in (([], token_ids[:split]), (token_ids[:split], token_ids[split:])):
+        detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens=False)
+        texts.append("".join(map(detokenizer.step, completion)))
+    assert "".join(texts) + detokenizer.flush() == tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
 def test_a_character_that_the_prompt_began() -> None:
     bytes_of = ids_of("sentencepiece", *(f"<0x{byte:02X}>" for byte in EMOJI.encode()))
     assert stream(TOKENIZERS["sentencepiece"], [1, *bytes_of[:2]], bytes_of[2:]) == ["", EMOJI, ""]

@@ -31,6 +31,19 @@ def test_text_is_encoded_and_decoded_as_the_library_does(name: str, text: str) -
     assert tokenizer.decode(token_ids, skip_special_tokens=False) == whole
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_a_word_has_a_form_for_the_beginning_and_one_after_a_space(name: str) -> None:
+    tokenizer = wrap(ZOO[name]())
+    begin_tokens = set(tokenizer.encode(""))  # special ones
+    for word in ("the", " the"):
+        forms = tokenizer.encode_word(word)
+        assert 1 <= len(forms) == len(set(forms)) <= 2
+        assert [tokenizer.decode(form).strip() for form in forms] == [word.strip()] * len(forms)
+        assert not any(begin_tokens & set(form) for form in forms)
+    if name == "byte_level":
+        assert [tokenizer.decode(form) for form in tokenizer.encode_word("the")] == ["the", " the"]
+
+
 @given(token_ids=st.lists(st.integers(0, 345), max_size=30))
 def test_byte_level_ids_in_any_order_decode_as_the_library_does(token_ids: list[int]) -> None:
     library = ZOO["byte_level"]()

@@ -56,6 +56,20 @@ def test_stop_strings_complete_too_early_do_not_count(before: list[str], after: 
     assert out == expected
 
 
+@given(pieces=st.lists(few_letters, max_size=8), stops=stop_strings)
+def test_a_stop_string_that_is_part_of_the_text_ends_it_and_holds_nothing_back(
+    pieces: list[str], stops: list[str]
+) -> None:
+    checker = StopChecker(stops, include_stop=True)
+    out = text = ""
+    for piece in pieces:
+        text += piece
+        out += checker.feed(piece)
+        before, matched = plain_stop(text, stops)
+        assert (out, checker.matched) == (before + (matched or ""), matched)
+    assert checker.flush() == ""
+
+
 def test_nothing_follows_a_stop() -> None:
     checker = StopChecker(["end"])
     assert checker.feed("the end of it") == "the "

@@ -17,7 +17,7 @@ from running_server import RunningServer
 from waferline import Client, SamplingParams
 from waferline.cli import main, make_parser
 from waferline.demo_command import percentile, summary
-from waferline.sampling_options import sampling_params
+from waferline.sampling_options import NO_OPTIONS, sampling_params
 from waferline.serving.address import check_bind_address
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "tied"
@@ -166,14 +166,25 @@ def test_every_sampling_parameter_has_an_option() -> None:
         presence_penalty=0.25,
         frequency_penalty=-0.25,
         repetition_penalty=1.5,
+        include_stop_str_in_output=True,
+        logit_bias={7: -1.5, 8: 2.0},
+        allowed_token_ids=[7, 8],
+        bad_words=["a", "b c"],
+        skip_special_tokens=False,
+        truncate_prompt_tokens=9,
     )
     arguments = ["generate", "x"]
     for field in msgspec.structs.fields(SamplingParams):
         value = getattr(given, field.name)
-        assert value != field.default
+        assert (value == field.default) == (field.name in NO_OPTIONS)
+        if field.name in NO_OPTIONS:
+            continue
         option = "--" + field.name.replace("_", "-")
-        for one in value if isinstance(value, list) else [value]:
-            arguments += [option] if one is True else [f"{option}={one}"]
+        if isinstance(value, bool):
+            arguments.append(option if value else option.replace("--", "--no-"))
+            continue
+        values = [f"{key}={bias}" for key, bias in value.items()] if isinstance(value, dict) else value
+        arguments += [f"{option}={one}" for one in (values if isinstance(values, list) else [values])]
     parser = make_parser()
     assert sampling_params(parser.parse_args(arguments)) == given
     assert sampling_params(parser.parse_args(["generate", "x"])) == SamplingParams()

@@ -81,6 +81,9 @@ def random_jobs(count: int) -> list[dict[str, Any]]:
         if i % 5 == 0:
             params["max_tokens"] = 100
             job["cancel_after"] = rng.randrange(1, 40)
+        elif i % 4 == 1:
+            params["allowed_token_ids"] = rng.sample(range(256), 20)
+            params |= {"bad_words": [chr(params["allowed_token_ids"][0] % 90 + 33)], "output_kind": "final_only"}
         jobs.append(job)
     return jobs
 

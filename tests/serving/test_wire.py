@@ -36,6 +36,12 @@ def refusal(message: Any) -> wire.InvalidMessage:
             {**GENERATE, "params": {"temperature": 0, "seed": 2**64 - 1, "max_tokens": None, "stop": ["x"]}},
             wire.Generate("a", "Once", SamplingParams(temperature=0, seed=2**64 - 1, max_tokens=None, stop=["x"])),
         ),
+        (
+            {**GENERATE, "params": {"logit_bias": {5: 1, 6: -0.5}, "bad_words": ["x"], "output_kind": "final_only"}},
+            wire.Generate(
+                "a", "Once", SamplingParams(logit_bias={5: 1, 6: -0.5}, bad_words=["x"], output_kind="final_only")
+            ),
+        ),
         ({"type": "cancel", "id": "é" * 256}, wire.Cancel("é" * 256)),
         ({"type": "ping"}, wire.Ping()),
         ({"type": "ping", "nonce": 0}, wire.Ping(0)),
@@ -75,6 +81,11 @@ def test_valid_messages_are_taken_and_encode_back(message: dict[str, Any], expec
         ({"params": {"stop": [""]}}, "stop"),
         ({"params": {"stop_token_ids": [-1]}}, "stop_token_ids"),
         ({"params": {"logprobs": 1000}}, "logprobs: 1000"),
+        ({"params": {"logit_bias": {"5": 1.0}}}, "$.params.logit_bias"),
+        ({"params": {"logit_bias": {5: 200}}}, "logit_bias[5]: 200"),
+        ({"params": {"allowed_token_ids": []}}, "allowed_token_ids: []"),
+        ({"params": {"bad_words": [""]}}, "bad_words: ['']"),
+        ({"params": {"output_kind": "all"}}, "$.params.output_kind"),
         ({"extra": 1}, "extra"),
         ({"type": "tokens"}, "$.type"),
         ({"type": 1}, "$.type"),

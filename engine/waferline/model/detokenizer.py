@@ -15,7 +15,7 @@ class Detokenizer:
 
     The texts of all steps and of ``flush``, joined, are the completion's part of ``Tokenizer.decode`` of prompt and
     completion; a step keeps back at most the three bytes of a character that is not complete, and costs the same
-    however long the completion is. Special tokens add nothing.
+    however long the completion is. Special tokens add nothing where they are skipped.
 
     With a byte-level tokenizer, and the two tokens ``c3`` and ``a9`` of "é"::
 
@@ -23,14 +23,17 @@ class Detokenizer:
         ('', 'é', '')
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int] = (), skip_special_tokens: bool = True
+    ) -> None:
         self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._begins_text = True
         # A prompt may end within a character, which the completion's first tokens then complete.
         tail = b""
         for token_id in reversed(prompt_token_ids):
-            if not tokenizer.is_silent(token_id):
+            if not tokenizer.is_silent(token_id, skip_special_tokens):
                 self._begins_text = False
                 tail = tokenizer.token_bytes(token_id) + tail
             if len(tail) >= MAX_CHARACTER_BYTES:
@@ -39,7 +42,7 @@ class Detokenizer:
 
     def step(self, token_id: int) -> str:
         """The text that ``token_id`` completes: empty while a character lacks bytes."""
-        if self._tokenizer.is_silent(token_id):
+        if self._tokenizer.is_silent(token_id, self._skip_special_tokens):
             return ""
         added = self._tokenizer.token_bytes(token_id, self._begins_text)
         self._begins_text = False
@@ -48,3 +51,13 @@ class Detokenizer:
     def flush(self) -> str:
         """The text of the end: U+FFFD for a character that was never completed, else empty."""
         return self._utf8.decode(b"", final=True)
+
+
+class NoText:
+    """A detokenizer for completions whose text is not wanted: all of it is empty."""
+
+    def step(self, token_id: int) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""

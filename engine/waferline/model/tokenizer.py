@@ -82,14 +82,21 @@ class Tokenizer:
         """Ids with a token, special ones included; a model's vocabulary may be padded beyond them."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``, with the special tokens that a prompt begins with. Raises ValueError for text that is
-        not Unicode (lone surrogates)."""
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of ``text``, with the special tokens that a prompt begins with unless not ``add_special_tokens``.
+        Raises ValueError for text that is not Unicode (lone surrogates)."""
         try:
             text.encode()  # the library would take the text for no string at all
         except UnicodeEncodeError as error:
             raise ValueError(f"text: {error}, expected Unicode text") from None
-        return [*self._prefix, *self._tokenizer.encode(text).ids]
+        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return [*self._prefix, *token_ids] if add_special_tokens else token_ids
+
+    def encode_word(self, word: str) -> list[tuple[int, ...]]:
+        """The token ids of ``word`` as it is at the beginning of a text and, where that differs, after a space. Raises
+        ValueError as ``encode`` does."""
+        texts = (word.lstrip(), " " + word.lstrip())
+        return list(dict.fromkeys(tuple(self.encode(text, add_special_tokens=False)) for text in texts))
 
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of ``token_ids``."""

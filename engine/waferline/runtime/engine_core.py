@@ -24,7 +24,7 @@ from ..model.load import Model
 from .errors import DUPLICATE_ID, ENGINE_DEAD, INTERNAL, SHUTTING_DOWN, RequestFailed
 from .executor_setup import ExecutorSetup
 from .messages import Accepted, EngineOutput, Finished, GenerateRequest, RequestError
-from .output_processor import append_prompt_logprobs, append_token, token_logprobs, unpack_entries
+from .output_processor import append_prompt_logprobs, append_token, join_deltas, token_logprobs, unpack_entries
 from .request import Request, admit_request
 from .scheduler import ScheduledStep, Scheduler
 from .sequence import Sequence
@@ -348,7 +348,7 @@ class EngineCore:
                 outputs = []
                 self._fail([sequence.request], RequestFailed(INTERNAL, f"token {token} of it failed: {error!r}"))
                 continue
-            outputs.append(delta)
+            (outputs if sequence.gathered is None else sequence.gathered).append(delta)
             self._num_output_tokens += 1
             if delta.finish_reason is not None:
                 self._finish(sequence, delta.finish_reason, outputs)
@@ -357,6 +357,8 @@ class EngineCore:
     def _finish(self, sequence: Sequence, reason: str, outputs: list[EngineOutput]) -> None:
         """End ``sequence``, and with the last of its request the request."""
         self._scheduler.finish(sequence, reason)
+        if sequence.gathered:
+            outputs.append(join_deltas(sequence.gathered))
         self._finish_reasons[reason] += 1
         request = sequence.request
         if all(sequence.is_finished for sequence in request.sequences):

@@ -35,11 +35,12 @@ class TokenLogprob(msgspec.Struct, array_like=True):
 
 
 class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
-    """One token of one completion.
+    """One token of one completion; all of its tokens, at its end, where ``output_kind`` is "final_only".
 
     ``text`` is what the token adds: empty while a character is incomplete, or while it could be the beginning of a stop
     string. ``prompt_logprobs`` come with the first delta of completion 0: a list for each prompt token, the first one
-    empty. ``logprobs`` lists the chosen token first, then the most likely ones.
+    empty. ``logprobs`` lists the chosen token first, then the most likely ones; of several tokens one after the other,
+    as many for each.
     """
 
     request_id: str

@@ -29,14 +29,15 @@ def append_token(
 ) -> Delta:
     """Append a sampled ``token`` to ``sequence``; the delta that tells of it, with a finish reason if it is the last.
 
-    A stop id's own text is not part of the completion.
+    A stop id's own text is part of the completion only where ``include_stop_str_in_output`` says so.
     """
     request = sequence.request
     sequence.token_ids.append(token)
     stop_reason: int | str | None = None
     finish_reason: str | None = None
     if finish == Finish.STOP:
-        text = sequence.detokenizer.flush()
+        text = sequence.detokenizer.step(token) if request.params.include_stop_str_in_output else ""
+        text += sequence.detokenizer.flush()
         finish_reason = "stop"
         stop_reason = None if token in request.eos_ids else token
     else:
@@ -57,6 +58,22 @@ def append_token(
     if sequence.prompt_logprobs is not None and sequence.num_output_tokens == 1:
         delta.prompt_logprobs = sequence.prompt_logprobs
     return delta
+
+
+def join_deltas(deltas: list[Delta]) -> Delta:
+    """One delta that says all that ``deltas`` say, which are those of one completion in order."""
+    first, last = deltas[0], deltas[-1]
+    return Delta(
+        first.request_id,
+        first.index,
+        [token_id for delta in deltas for token_id in delta.token_ids],
+        "".join(delta.text for delta in deltas),
+        last.finish_reason,
+        last.stop_reason,
+        None if first.logprobs is None else [logprob for delta in deltas for logprob in delta.logprobs or ()],
+        first.prompt_logprobs,
+        last.time_ns,
+    )
 
 
 def append_prompt_logprobs(sequence: Sequence, position: int, logprobs: list[TokenLogprob] | None) -> None:

@@ -93,8 +93,10 @@ class RequestCollector:
         completion.token_ids += delta.token_ids
         completion.texts.append(delta.text)
         if delta.logprobs is not None:
-            completion.logprobs.append(_by_token_id(delta.logprobs))
-            completion.cumulative_logprob += delta.logprobs[0].logprob
+            each = len(delta.logprobs) // len(delta.token_ids)
+            for at in range(0, len(delta.logprobs), each):
+                completion.logprobs.append(_by_token_id(delta.logprobs[at : at + each]))
+                completion.cumulative_logprob += delta.logprobs[at].logprob
         if delta.prompt_logprobs is not None:
             self._prompt_logprobs = [_by_token_id(logprobs) or None for logprobs in delta.prompt_logprobs]
         if delta.finish_reason is not None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from waferline_kernels.sequences import NO_LOGPROBS, SAMPLING
 
 from ..model.load import Model
+from .constraints import Constraints, pack_request_constraints
 from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
 from .messages import GenerateRequest
 from .sampling_params import SamplingParams
@@ -34,6 +35,7 @@ class Request:
     max_tokens: int  # of a completion; no more than the context has room for
     stop_ids: list[int]
     eos_ids: frozenset[int]
+    constraints: Constraints | None = None
     sequences: list[Sequence] = field(default_factory=list)  # one for each completion, by index
 
     @property
@@ -59,6 +61,10 @@ class Request:
         row["num_stop_ids"] = len(self.stop_ids)
         row["seed"] = self.seed
         row["stop_ids"][: len(self.stop_ids)] = self.stop_ids
+        if self.constraints is not None:
+            row["has_allowed_ids"] = self.constraints.allowed_ids is not None
+            row["num_bad_words"] = self.constraints.num_bad_words
+            row["num_logit_bias"] = self.constraints.num_logit_bias
         return row
 
 
@@ -67,13 +73,20 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
     vocab = model.program.dims.vocab
     params = _checked_params(message.params)
     prompt_token_ids = _prompt_token_ids(message.prompt, model, vocab)
+    if params.truncate_prompt_tokens is not None:
+        prompt_token_ids = prompt_token_ids[-params.truncate_prompt_tokens :]
     if len(prompt_token_ids) + 1 > max_model_len:
         raise RequestFailed(
             PROMPT_TOO_LONG,
             f"prompt: {len(prompt_token_ids)} tokens, expected at most {max_model_len - 1}, "
             f"which leaves room for one more in a max_model_len of {max_model_len}",
         )
-    _check_token_ids("stop_token_ids", params.stop_token_ids or [], vocab)
+    for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        _check_token_ids(name, list(getattr(params, name) or ()), vocab)
+    try:
+        constraints = pack_request_constraints(params, model.tokenizer, vocab)
+    except ValueError as error:
+        raise RequestFailed(INVALID_REQUEST, str(error)) from None
     eos_ids = () if params.ignore_eos else model.eos_token_ids
     room = max_model_len - len(prompt_token_ids)
     return Request(
@@ -84,6 +97,7 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
         max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
         stop_ids=list(dict.fromkeys([*eos_ids, *(params.stop_token_ids or ())])),
         eos_ids=frozenset(eos_ids),
+        constraints=constraints,
     )
 
 

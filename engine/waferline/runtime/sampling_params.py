@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -12,6 +12,13 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024  # characters
 MAX_LOGPROBS = 20
 MAX_N = 64
+MAX_LOGIT_BIAS = 300  # tokens; the executor's bound
+MAX_BIAS = 100.0  # of one token, either way
+MAX_ALLOWED_TOKEN_IDS = 1 << 18
+MAX_BAD_WORDS = 256  # the executor bounds their tokens too
+MAX_BAD_WORD_LENGTH = 256  # characters
+MAX_SHOWN = 200  # characters of a value in an error
+OUTPUT_KINDS = ("delta", "final_only")
 
 
 class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -43,6 +50,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
     stop: str | list[str] | None = None
     """Strings that end the completion; they are not part of its text."""
     stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    """The stop string, or the text of the stop id, is part of the text after all."""
     ignore_eos: bool = False
     logprobs: int | None = None
     """Report the chosen token's log-probability and those of this many most likely tokens."""
@@ -50,6 +59,20 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] | None = None
+    """Token id -> what is added to its logit, -100 to 100."""
+    allowed_token_ids: list[int] | None = None
+    """No others are drawn."""
+    bad_words: list[str] | None = None
+    """Their last token is never drawn where it would complete one of them, be it at the beginning or after a space."""
+    detokenize: bool = True
+    """False: no text, only token ids."""
+    skip_special_tokens: bool = True
+    """False: special tokens are part of the text."""
+    truncate_prompt_tokens: int | None = None
+    """Take only this many tokens of the prompt, the last ones."""
+    output_kind: Literal["delta", "final_only"] = "delta"
+    """What a stream is made of: a delta for each token, or one for a whole completion at its end."""
 
     def __post_init__(self) -> None:
         self._check_integer("n", 1, MAX_N)
@@ -65,11 +88,16 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         self._check_number("presence_penalty", -2.0, 2.0)
         self._check_number("frequency_penalty", -2.0, 2.0)
         self._check_number("repetition_penalty", 0.0, math.inf, exclusive_low=True)
-        if not isinstance(self.ignore_eos, bool):
-            raise TypeError(f"ignore_eos: {self.ignore_eos!r}, expected a bool")
+        self._check_integer("truncate_prompt_tokens", 1, 2**31 - 1, optional=True)
+        for field in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
+            if not isinstance(getattr(self, field), bool):
+                raise TypeError(f"{field}: {getattr(self, field)!r}, expected a bool")
+        if self.output_kind not in OUTPUT_KINDS:
+            raise ValueError(f"output_kind: {self.output_kind!r}, expected one of {', '.join(OUTPUT_KINDS)}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens: {self.min_tokens}, expected at most max_tokens ({self.max_tokens})")
         self._check_stop()
+        self._check_constraints()
 
     @property
     def stop_strings(self) -> list[str]:
@@ -79,14 +107,14 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         value = getattr(self, field)
         if value is None and optional:
             return
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not _is_integer(value):
             raise TypeError(f"{field}: {value!r}, expected an integer{' or None' if optional else ''}")
         if not low <= value <= high:
             raise ValueError(f"{field}: {value}, expected {low} to {high}")
 
     def _check_number(self, field: str, low: float, high: float, exclusive_low: bool = False) -> None:
         value: Any = getattr(self, field)
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        if not _is_number(value):
             raise TypeError(f"{field}: {value!r}, expected a number")
         if not low <= value <= high or not math.isfinite(value) or (exclusive_low and value == low):
             allowed = f"above {low:g}" if exclusive_low else f"at least {low:g}"
@@ -102,8 +130,50 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
             raise ValueError(f"stop: {self.stop!r}, expected at most {MAX_STOP_STRINGS} strings, none empty")
         if (longest := max(map(len, stop), default=0)) > MAX_STOP_LENGTH:
             raise ValueError(f"stop: a string of {longest} characters, expected at most {MAX_STOP_LENGTH}")
-        ids: Any = self.stop_token_ids or []
-        if not isinstance(ids, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise TypeError(f"stop_token_ids: {ids!r}, expected a list of integers")
-        if len(ids) > MAX_STOP_TOKEN_IDS or any(i < 0 for i in ids):
-            raise ValueError(f"stop_token_ids: {ids!r}, expected at most {MAX_STOP_TOKEN_IDS} ids of at least 0")
+        if stop and not self.detokenize:
+            raise ValueError(f"stop: {self.stop!r}, expected none without detokenize")
+        self._check_token_ids("stop_token_ids", MAX_STOP_TOKEN_IDS)
+
+    def _check_token_ids(self, field: str, most: int) -> None:
+        ids: Any = getattr(self, field)
+        if ids is None:
+            return
+        if not isinstance(ids, list) or not all(map(_is_integer, ids)):
+            raise TypeError(f"{field}: {_shown(ids)}, expected a list of integers")
+        if len(ids) > most or min(ids, default=0) < 0:
+            raise ValueError(f"{field}: {_shown(ids)}, expected at most {most} ids of at least 0")
+
+    def _check_constraints(self) -> None:
+        self._check_token_ids("allowed_token_ids", MAX_ALLOWED_TOKEN_IDS)
+        if self.allowed_token_ids == []:
+            raise ValueError("allowed_token_ids: [], expected at least one id")
+        bias: Any = {} if self.logit_bias is None else self.logit_bias
+        if not isinstance(bias, dict) or not all(map(_is_integer, bias)) or not all(map(_is_number, bias.values())):
+            raise TypeError(f"logit_bias: {_shown(bias)}, expected a dict of token ids to numbers")
+        if len(bias) > MAX_LOGIT_BIAS or min(bias, default=0) < 0:
+            raise ValueError(f"logit_bias: {_shown(bias)}, expected at most {MAX_LOGIT_BIAS} ids of at least 0")
+        for token_id, value in bias.items():
+            if not -MAX_BIAS <= value <= MAX_BIAS:
+                raise ValueError(f"logit_bias[{token_id}]: {value}, expected -{MAX_BIAS:g} to {MAX_BIAS:g}")
+        words: Any = [] if self.bad_words is None else self.bad_words
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise TypeError(f"bad_words: {_shown(words)}, expected a list of strings")
+        if len(words) > MAX_BAD_WORDS or not all(word.strip() and len(word) <= MAX_BAD_WORD_LENGTH for word in words):
+            raise ValueError(
+                f"bad_words: {_shown(words)}, expected at most {MAX_BAD_WORDS} words of at most "
+                f"{MAX_BAD_WORD_LENGTH} characters, none blank"
+            )
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """``value`` as it is named in an error, which stays short."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

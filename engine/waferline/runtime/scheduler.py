@@ -141,6 +141,8 @@ class Scheduler:
         table.tokens[slot, : sequence.num_tokens] = sequence.token_ids
         table.num_tokens[slot] = sequence.num_tokens
         table.sampling[slot] = sequence.sampling
+        if sequence.request.constraints is not None:
+            sequence.request.constraints.write(table, slot)
         table.stop_flags[slot] = 0
         self._reserve(sequence, sequence.num_tokens)
 

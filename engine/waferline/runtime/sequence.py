@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ..model.detokenizer import Detokenizer
+from ..model.detokenizer import Detokenizer, NoText
 from ..model.tokenizer import Tokenizer
-from .messages import TokenLogprob
+from .messages import Delta, TokenLogprob
 from .request import Request
 from .stop_checker import StopChecker
 
@@ -34,11 +34,20 @@ class Sequence:
         self.block_ids: list[int] = []
         self.finish_reason: str | None = None
 
-        self.detokenizer = Detokenizer(tokenizer, request.prompt_token_ids)
-        stop_strings = request.params.stop_strings
-        self.stop_checker = StopChecker(stop_strings) if stop_strings else None
+        params = request.params
+        self.detokenizer = (
+            Detokenizer(tokenizer, request.prompt_token_ids, params.skip_special_tokens)
+            if params.detokenize
+            else NoText()
+        )
+        self.stop_checker = (
+            StopChecker(params.stop_strings, params.include_stop_str_in_output) if params.stop_strings else None
+        )
 
-        scores_prompt = request.params.prompt_logprobs is not None and index == 0
+        self.gathered: list[Delta] | None = None if params.output_kind == "delta" else []
+        """What is kept for the one delta at the completion's end, where that is wanted."""
+
+        scores_prompt = params.prompt_logprobs is not None and index == 0
         self.prompt_logprobs: list[list[TokenLogprob]] | None = [[]] if scores_prompt else None
         """Of the prompt tokens scored so far, until they leave with the first token; the first has none."""
 

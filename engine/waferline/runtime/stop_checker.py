@@ -10,7 +10,7 @@ class StopChecker:
 
     The text ends where the stop string that is the first to be complete begins; of several complete at the same
     character the longest counts. How the text is cut into pieces makes no difference. What could still become a stop
-    string is held back:
+    string is held back, unless stop strings are part of the text (``include_stop``), which then ends with one:
 
     >>> checker = StopChecker(["\\n\\n"])
     >>> checker.feed("one\\n"), checker.feed("two\\n"), checker.feed("\\nthree")
@@ -19,7 +19,8 @@ class StopChecker:
     '\\n\\n'
     """
 
-    def __init__(self, stop_strings: Sequence[str]) -> None:
+    def __init__(self, stop_strings: Sequence[str], include_stop: bool = False) -> None:
+        self._include_stop = include_stop
         self._patterns = [_Pattern(text) for text in sorted(stop_strings, key=len, reverse=True)]
         self._held = ""
         self.matched: str | None = None
@@ -36,9 +37,9 @@ class StopChecker:
             complete = [pattern for pattern in self._patterns if pattern.advance(character)]
             if complete and may_stop:
                 self.matched = complete[0].text
-                self._held = self._held[: end - len(self.matched)]
+                self._held = self._held[: end if self._include_stop else end - len(self.matched)]
                 return self.flush()
-        keep = max(pattern.num_matched for pattern in self._patterns)
+        keep = 0 if self._include_stop else max(pattern.num_matched for pattern in self._patterns)
         released = self._held[: len(self._held) - keep]
         self._held = self._held[len(released) :]
         return released

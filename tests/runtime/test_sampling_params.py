@@ -1,0 +1,72 @@
+"""What sampling parameters take and refuse, before any model is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from waferline.runtime import sampling_params
+from waferline.runtime.sampling_params import SamplingParams
+from waferline_kernels import constraints, sequences
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"logit_bias": {}},
+        {"logit_bias": {0: 1, 5: -100.0, 7: 100}},
+        {"logit_bias": dict.fromkeys(range(300), 0.5)},
+        {"allowed_token_ids": [0]},
+        {"bad_words": []},
+        {"bad_words": ["x" * 256] * 256},
+        {"stop": [], "detokenize": False},
+        {"truncate_prompt_tokens": 1},
+        {"output_kind": "final_only"},
+    ],
+)
+def test_these_are_taken(fields: dict[str, Any]) -> None:
+    params = SamplingParams(**fields)
+    assert {name: getattr(params, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "error", "message"),
+    [
+        ({"logit_bias": [1]}, TypeError, r"logit_bias: \[1\], expected a dict of token ids to numbers"),
+        ({"logit_bias": {"5": 1.0}}, TypeError, "logit_bias: {'5': 1.0}, expected a dict"),
+        ({"logit_bias": {True: 1.0}}, TypeError, "logit_bias: {True: 1.0}, expected a dict"),
+        ({"logit_bias": {5: "1"}}, TypeError, "logit_bias: {5: '1'}, expected a dict"),
+        ({"logit_bias": {-1: 1.0}}, ValueError, "logit_bias: {-1: 1.0}, expected at most 300 ids of at least 0"),
+        ({"logit_bias": dict.fromkeys(range(301), 1)}, ValueError, r"\.\.\., expected at most 300 ids"),
+        ({"logit_bias": {5: 100.5}}, ValueError, r"logit_bias\[5\]: 100.5, expected -100 to 100"),
+        ({"logit_bias": {5: float("nan")}}, ValueError, r"logit_bias\[5\]: nan, expected -100 to 100"),
+        ({"allowed_token_ids": 5}, TypeError, "allowed_token_ids: 5, expected a list of integers"),
+        ({"allowed_token_ids": [5.0]}, TypeError, r"allowed_token_ids: \[5.0\], expected a list of integers"),
+        ({"allowed_token_ids": []}, ValueError, r"allowed_token_ids: \[\], expected at least one id"),
+        ({"allowed_token_ids": [-1]}, ValueError, r"allowed_token_ids: \[-1\], expected at most 262144 ids"),
+        ({"stop_token_ids": [-1]}, ValueError, r"stop_token_ids: \[-1\], expected at most 60 ids of at least 0"),
+        ({"bad_words": "a"}, TypeError, "bad_words: 'a', expected a list of strings"),
+        ({"bad_words": [5]}, TypeError, r"bad_words: \[5\], expected a list of strings"),
+        ({"bad_words": [" "]}, ValueError, r"bad_words: \[' '\], expected at most 256 words of .*, none blank"),
+        ({"bad_words": ["a"] * 257}, ValueError, "expected at most 256 words"),
+        ({"bad_words": ["a" * 257]}, ValueError, "of at most 256 characters"),
+        ({"include_stop_str_in_output": 1}, TypeError, "include_stop_str_in_output: 1, expected a bool"),
+        ({"skip_special_tokens": None}, TypeError, "skip_special_tokens: None, expected a bool"),
+        ({"detokenize": "no"}, TypeError, "detokenize: 'no', expected a bool"),
+        ({"detokenize": False, "stop": "a"}, ValueError, "stop: 'a', expected none without detokenize"),
+        ({"truncate_prompt_tokens": 0}, ValueError, "truncate_prompt_tokens: 0, expected 1 to"),
+        ({"truncate_prompt_tokens": 1.0}, TypeError, "truncate_prompt_tokens: 1.0, expected an integer or None"),
+        ({"output_kind": "cumulative"}, ValueError, "output_kind: 'cumulative', expected one of delta, final_only"),
+        ({"output_kind": []}, ValueError, r"output_kind: \[\], expected one of delta, final_only"),
+    ],
+)
+def test_these_are_refused_by_name(fields: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SamplingParams(**fields)
+
+
+def test_the_bounds_are_the_executor_s() -> None:
+    assert sampling_params.MAX_LOGIT_BIAS == constraints.MAX_LOGIT_BIAS
+    assert sampling_params.MAX_LOGPROBS == sequences.MAX_LOGPROBS
+    assert sampling_params.MAX_STOP_TOKEN_IDS < sequences.MAX_STOP_IDS
