@@ -1,8 +1,8 @@
-"""Logit bias, allowed ids, bad words and min_tokens: every executor against what each of them means in numpy."""
+"""Each sampling parameter by itself: every executor against what it means in numpy, and against its distribution."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,17 +22,20 @@ from waferline_kernels.constraints import (
 )
 from waferline_kernels.executor import Executor
 from waferline_kernels.ring import Finish
+from waferline_kernels.sampling import sample_token
 from waferline_kernels.sequences import SPAN
 from waferline_kernels.tiles import F32
 
 VOCAB = 83
 PROGRAM, WEIGHTS = matmul_program(VOCAB, 8, F32)
-TOKENS = st.integers(0, VOCAB - 1)
+NUM_SLOTS = 50
 
 
 @pytest.fixture(scope="module", params=["reference", *TARGETS])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    made = make_executor(str(request.param), PROGRAM, even_placement(PROGRAM, 1), WEIGHTS, make_limits())
+    made = make_executor(
+        str(request.param), PROGRAM, even_placement(PROGRAM, 1), WEIGHTS, make_limits(max_num_seqs=NUM_SLOTS)
+    )
     yield made
     made.close()
 
@@ -55,10 +58,16 @@ def run(executor: Executor, prompt: list[int], max_steps: int, **sampling: Any) 
     return tokens
 
 
-def check_distribution(executor: Executor, expected: np.ndarray, **sampling: Any) -> None:
+def check_distribution(executor: Executor, expected: np.ndarray, varied: str = "seed", **sampling: Any) -> None:
     """Draw 2,000 tokens after token 3; chi-square within five standard deviations of its mean."""
-    draws = 2000
-    drawn = [run(executor, [3], 1, temperature=1.0, seed=seed, **sampling)[0] for seed in range(draws)]
+    table, drawn, draws = executor.sequences, [], 2000
+    for slot in range(NUM_SLOTS):
+        fill_slot(executor, slot, [3], **{"temperature": 1.0, **sampling})
+    for first in range(0, draws, NUM_SLOTS):
+        table.num_tokens[:] = 1
+        table.sampling[varied] = np.arange(first, first + NUM_SLOTS)
+        executor.run(PROGRAM, np.array([(slot, 0, 1, 1) for slot in range(NUM_SLOTS)], SPAN), 1)
+        drawn += executor.ring.drain()["token"].tolist()
     counts = np.bincount(drawn, minlength=VOCAB)
     possible = expected > 0
     assert counts[~possible].sum() == 0
@@ -70,6 +79,70 @@ def check_distribution(executor: Executor, expected: np.ndarray, **sampling: Any
 def softmax(z: np.ndarray) -> np.ndarray:
     weights = np.exp(z.astype(np.float64) - z.max())
     return weights / weights.sum()
+
+
+def renormalized(p: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    return np.where(kept, p, 0) / p[kept].sum()
+
+
+def top_k(p: np.ndarray, k: int) -> np.ndarray:
+    return renormalized(p, p >= np.sort(p)[-k])
+
+
+def top_p(p: np.ndarray, share: float) -> np.ndarray:
+    order = np.argsort(-p, kind="stable")
+    before = np.empty_like(p)
+    before[order] = p[order].cumsum() - p[order]
+    return renormalized(p, before < share * p.sum())
+
+
+def min_p(p: np.ndarray, share: float) -> np.ndarray:
+    return renormalized(p, p >= share * p.max())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "meaning"),
+    [
+        ({}, lambda z: softmax(z)),
+        ({"temperature": 2.5}, lambda z: softmax(z / np.float32(2.5))),
+        ({"top_k": 6}, lambda z: top_k(softmax(z), 6)),
+        ({"top_p": 0.6}, lambda z: top_p(softmax(z), 0.6)),
+        ({"min_p": 0.25}, lambda z: min_p(softmax(z), 0.25)),
+        ({"min_p": 0.1, "top_k": 20, "top_p": 0.8}, lambda z: top_p(top_k(min_p(softmax(z), 0.1), 20), 0.8)),
+    ],
+    ids=["plain", "temperature", "top_k", "top_p", "min_p", "all"],
+)
+def test_draws_follow_the_distribution(
+    executor: Executor, logits_after: np.ndarray, sampling: dict[str, Any], meaning: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    check_distribution(executor, meaning(logits_after[3]), **sampling)
+
+
+def test_completions_of_one_seed_are_drawn_independently(executor: Executor, logits_after: np.ndarray) -> None:
+    check_distribution(executor, softmax(logits_after[3]), varied="completion_index", seed=2**63 + 5)
+
+
+def test_a_run_of_many_steps_obeys_all_of_them(executor: Executor, logits_after: np.ndarray) -> None:
+    sampling = {
+        "temperature": 0.9,
+        "top_k": 40,
+        "top_p": 0.97,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "repetition_penalty": 1.2,
+        "min_tokens": 40,
+        "stop_ids": [5, 6],
+        "allowed_ids": list(range(3, 70)),
+        "bad_words": [[7], [8, 9], [10, 11, 12]],
+        "logit_bias": {20: 2.0, 21: -3.0, 7: 50.0},
+        "seed": 11,
+    }
+    tokens = [3, *run(executor, [3], 40, **sampling)]
+    assert len(tokens) == 41
+    rules = executor.sequences.rules(0)
+    for at in range(1, len(tokens)):
+        history = np.array(tokens[:at], np.int32)
+        assert tokens[at] == sample_token(logits_after[tokens[at - 1]], rules, history)
 
 
 def test_bias_is_added_to_the_logits(executor: Executor, logits_after: np.ndarray) -> None:
