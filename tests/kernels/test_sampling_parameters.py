@@ -148,6 +148,9 @@ def test_a_run_of_many_steps_obeys_all_of_them(executor: Executor, logits_after:
 def test_bias_is_added_to_the_logits(executor: Executor, logits_after: np.ndarray) -> None:
     z = logits_after[3].copy()
     best, other = int(z.argmax()), 17
+    lacks = float(z[best] - z[other])
+    assert run(executor, [3], 1, logit_bias={other: lacks + 0.001}) == [other]
+    assert run(executor, [3], 1, logit_bias={other: lacks - 0.001}) == [best]
     bias = {best: -2.0, other: 1.5, 40: 0.25}
     for token, value in bias.items():
         z[token] += np.float32(value)
