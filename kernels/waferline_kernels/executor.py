@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .aligned import aligned_zeros
 from .placement import Placement
 from .program import Buffer, Dims, Program
 from .ring import ENTRY, Finish, Ring
@@ -61,7 +62,7 @@ class Executor(ABC):
         self.placement = placement
         self.sequences = SequenceTable.allocate(limits, self.dims.vocab)
         self.ring: Any = Ring(ring_capacity(limits))
-        self.logits = np.zeros((limits.max_num_logits, self.dims.buffer_stride(Buffer.LOGITS)), np.float32)
+        self.logits = aligned_zeros((limits.max_num_logits, self.dims.buffer_stride(Buffer.LOGITS)), np.float32)
         """float32 [max_num_logits, stride]: logits of the last step's wanted rows, in the batch's order."""
 
     @abstractmethod

@@ -8,6 +8,8 @@ from libc.string cimport memcpy
 
 import numpy as np
 
+from ..aligned import aligned_zeros
+
 cdef extern from "waferline.h":
     enum: NUM_BUFFERS, BUFFER_ACT, MAX_HEAD_DIM
     ctypedef struct Instruction:
@@ -183,13 +185,6 @@ def measure_read(level, int num_workers, cpus, int64_t size, int sweeps):
     return seconds
 
 
-cdef aligned_bytes(int64_t size):
-    """uint8 [size], on the boundary of a cache line."""
-    whole = np.zeros(size + 63, np.uint8)
-    skip = -whole.ctypes.data % 64
-    return whole[skip:skip + size]
-
-
 cdef void *address(array):
     """Where a numpy array's data lies; the caller keeps the array."""
     return <void *><uintptr_t>array.ctypes.data
@@ -239,7 +234,7 @@ cdef class Core:
             self.set_scratch(&e.workers[w].sample, w)
             e.workers[w].arena_bytes = arena_bytes[w]
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
-            scratch = aligned_bytes(SCRATCH_BYTES(largest_k))
+            scratch = aligned_zeros(SCRATCH_BYTES(largest_k), np.uint8)
             e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)
         e.kv = <float *>self.arena(4 * e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
         self.set_sequences(sequences)
@@ -279,10 +274,10 @@ cdef class Core:
 
     cdef void set_scratch(self, SampleScratch *scratch, int worker):
         padded = self.e.dims.vocab + 16
-        scratch.logits = <float *>self.keep(f"scratch logits {worker}", np.zeros(padded, np.float32))
-        scratch.weights = <float *>self.keep(f"scratch weights {worker}", np.zeros(padded, np.float32))
-        scratch.ids = <int32_t *>self.keep(f"scratch ids {worker}", np.zeros(padded, np.int32))
-        scratch.counts = <int32_t *>self.keep(f"scratch counts {worker}", np.zeros(padded, np.int32))
+        scratch.logits = <float *>self.keep(f"scratch logits {worker}", aligned_zeros(padded, np.float32))
+        scratch.weights = <float *>self.keep(f"scratch weights {worker}", aligned_zeros(padded, np.float32))
+        scratch.ids = <int32_t *>self.keep(f"scratch ids {worker}", aligned_zeros(padded, np.int32))
+        scratch.counts = <int32_t *>self.keep(f"scratch counts {worker}", aligned_zeros(padded, np.int32))
 
     cdef void set_sequences(self, table):
         cdef Sequences *s = &self.e.sequences

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..aligned import aligned_zeros
 from ..constraints import CONSTRAINTS
 from ..executor import BackendUnavailable, Executor, RunResult, StopReason, check_batch, ring_capacity
 from ..placement import SHARE, Placement, check_placement
@@ -96,13 +97,13 @@ class NativeExecutor(Executor):
         rows = limits.max_num_batched_tokens
         float_rows = {Buffer.LOGITS: self.logits}
         buffers = [
-            float_rows.get(buffer, np.zeros((rows, dims.buffer_stride(buffer)), np.float32)) for buffer in Buffer
+            float_rows.get(buffer, aligned_zeros((rows, dims.buffer_stride(buffer)), np.float32)) for buffer in Buffer
         ]
         capacity = ring_capacity(limits)
         private = [
             (
                 *self._quantized_rows(PRIVATE_ROWS),
-                np.zeros((PRIVATE_ROWS, dims.buffer_stride(Buffer.ACT)), np.float32),
+                aligned_zeros((PRIVATE_ROWS, dims.buffer_stride(Buffer.ACT)), np.float32),
             )
             for _ in range(placement.num_workers)
         ]
@@ -115,7 +116,7 @@ class NativeExecutor(Executor):
             placement.arena_bytes,
             placement.cpus,
             self.sequences,
-            np.zeros(capacity, ENTRY),
+            aligned_zeros(capacity, ENTRY),
             buffers,
             [self._quantized_rows(rows), *private],
         )
@@ -131,8 +132,11 @@ class NativeExecutor(Executor):
         columns = self.dims.buffer_stride(Buffer.ACT)
         stride = round_up(columns, ALIGNMENT) | ALIGNMENT
         num_groups = -(-columns // GROUP)
-        codes = np.zeros((rows + rows // TILE_N + 1, stride), np.int8)
-        scales, sums = np.zeros((rows, num_groups), np.float32), np.zeros((rows, num_groups, SUBGROUPS), np.int32)
+        codes = aligned_zeros((rows + rows // TILE_N + 1, stride), np.int8)
+        scales, sums = (
+            aligned_zeros((rows, num_groups), np.float32),
+            aligned_zeros((rows, num_groups, SUBGROUPS), np.int32),
+        )
         return codes, scales, sums
 
     def _load(self, weights: Mapping[str, NDArray[Any]]) -> None:
@@ -142,7 +146,7 @@ class NativeExecutor(Executor):
             if array.shape != expected or array.dtype != (np.float32 if tensor.is_table else np.uint8):
                 raise ValueError(f"weights[{tensor.name!r}]: {array.dtype} {array.shape}, expected {expected}")
             if tensor.is_table:
-                padded = np.zeros((tensor.n, round_up(tensor.k, TILE_N)), np.float32)
+                padded = aligned_zeros((tensor.n, round_up(tensor.k, TILE_N)), np.float32)
                 padded[:, : tensor.k] = array
                 self._core.load_table(index, padded)
             else:

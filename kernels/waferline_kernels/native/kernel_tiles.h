@@ -82,27 +82,27 @@ INLINE TileStrips prepare_strips(const Matmul *m, int s, const int strips, const
     return y;
 }
 
-/* acc[tiles][tile_rows][strips] += float(sums) * (weight scales * activation scales) of group g */
-INLINE void add_group(const int32_t *sums, const float *a_scales, int64_t stride, const TileStrips *w, int g, int tile_rows,
-                      const int tiles, const int strips, float *acc) {
+/* acc[tile_rows][strips] += float(sums) * (weight scales * activation scales) of group g, for one tile of rows.
+ * sums: int32 [strip][row][16]; a_scales: [tile_rows][stride]; acc: [row][strip][16]. */
+INLINE void add_group(const int32_t *sums, const float *a_scales, int64_t stride, const TileStrips *w, int g,
+                      const int tile_rows, const int strips, float *acc) {
     __m512 scales[2];
 #pragma GCC unroll 2
     for (int j = 0; j < strips; j++) scales[j] = _mm512_loadu_ps(w->scales[j] + g * TILE_N);
+#pragma GCC unroll 16
+    for (int r = 0; r < tile_rows; r++) {
+        const __m512 a_scale = _mm512_set1_ps(a_scales[r * stride + g]);
 #pragma GCC unroll 2
-    for (int t = 0; t < tiles; t++)
-        for (int r = 0; r < tile_rows; r++) {
-            const __m512 a_scale = _mm512_set1_ps(a_scales[(t * tile_rows + r) * stride + g]);
-#pragma GCC unroll 2
-            for (int j = 0; j < strips; j++) {
-                const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + ((t * 2 + j) * TILE_ROWS + r) * TILE_N));
-                float *y = acc + ((t * TILE_ROWS + r) * 2 + j) * TILE_N;
-                _mm512_store_ps(y, _mm512_add_ps(_mm512_load_ps(y), _mm512_mul_ps(isum, _mm512_mul_ps(scales[j], a_scale))));
-            }
+        for (int j = 0; j < strips; j++) {
+            const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + (j * TILE_ROWS + r) * TILE_N));
+            float *y = acc + (r * 2 + j) * TILE_N;
+            _mm512_store_ps(y, _mm512_add_ps(_mm512_load_ps(y), _mm512_mul_ps(isum, _mm512_mul_ps(scales[j], a_scale))));
         }
+    }
 }
 
 /* `tiles` tiles of `tile_rows` rows from `row`, times `strips` strips from s. */
-INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row, int tile_rows, const int tiles,
+INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row, const int tile_rows, const int tiles,
                            const int strips, const int format) {
     int32_t sums[2][4 * TILE_ROWS * TILE_N] __attribute__((aligned(64))); /* [turn][tile, strip][row][16] */
     float acc[2 * TILE_ROWS * 2 * TILE_N] __attribute__((aligned(64)));   /* [tile][row][strip][16] */
@@ -111,42 +111,52 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
     const float *a_scales = m->act.scales + row * m->act.groups_stride;   /* [tiles * tile_rows][groups_stride] */
     const int groups = (m->k + GROUP - 1) / GROUP;
     memset(acc, 0, sizeof acc);
-    for (int g = 0; g < groups; g++) {
-        const int8_t *first = group_weights(w->weights[0], g, format);
-        const int8_t *second = strips == 2 ? group_weights(w->weights[1], g, format) : first;
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
-        for (int k = g * GROUP; k < m->k && k < (g + 1) * GROUP; k += TILE_K) {
-            if (format == FORMAT_Q8 && row == 0)
-                for (int line = 0; line < TILE_BYTES; line += LINE_BYTES) {
-                    __builtin_prefetch(first + TILE_PREFETCH_BYTES + line);
-                    if (strips == 2) __builtin_prefetch(second + TILE_PREFETCH_BYTES + line);
-                }
-            _tile_loadd(6, first, LINE_BYTES);
-            _tile_loadd(4, a + k, stride);
-            _tile_dpbssd(0, 4, 6);
-            if (strips == 2) {
-                _tile_loadd(7, second, LINE_BYTES);
-                _tile_dpbssd(1, 4, 7);
-            }
-            if (tiles == 2) {
-                _tile_loadd(5, a + tile_rows * stride + k, stride);
-                _tile_dpbssd(2, 5, 6);
-                if (strips == 2) _tile_dpbssd(3, 5, 7);
-            }
-            first += TILE_BYTES;
-            second += TILE_BYTES;
-        }
-        if (g > 0) add_group(sums[(g - 1) % 2], a_scales, m->act.groups_stride, w, g - 1, tile_rows, tiles, strips, acc);
+    for (int g = 0; g <= groups; g++) {
+        const int32_t *before = sums[(g + 1) % 2];
         int32_t *turn = sums[g % 2];
-        _tile_stored(0, turn, LINE_BYTES);
-        if (strips == 2) _tile_stored(1, turn + TILE_ROWS * TILE_N, LINE_BYTES);
-        if (tiles == 2) _tile_stored(2, turn + 2 * TILE_ROWS * TILE_N, LINE_BYTES);
-        if (tiles == 2 && strips == 2) _tile_stored(3, turn + 3 * TILE_ROWS * TILE_N, LINE_BYTES);
+        int done = g > 0 ? 0 : tiles; /* tiles of rows to which the group before has been added */
+        if (g < groups) {
+            const int8_t *first = group_weights(w->weights[0], g, format);
+            const int8_t *second = strips == 2 ? group_weights(w->weights[1], g, format) : first;
+            _tile_zero(0);
+            _tile_zero(1);
+            _tile_zero(2);
+            _tile_zero(3);
+            for (int k = g * GROUP; k < m->k && k < (g + 1) * GROUP; k += TILE_K) {
+                if (format == FORMAT_Q8 && row == 0)
+                    for (int line = 0; line < TILE_BYTES; line += LINE_BYTES) {
+                        __builtin_prefetch(first + TILE_PREFETCH_BYTES + line);
+                        if (strips == 2) __builtin_prefetch(second + TILE_PREFETCH_BYTES + line);
+                    }
+                _tile_loadd(6, first, LINE_BYTES);
+                _tile_loadd(4, a + k, stride);
+                _tile_dpbssd(0, 4, 6);
+                if (strips == 2) {
+                    _tile_loadd(7, second, LINE_BYTES);
+                    _tile_dpbssd(1, 4, 7);
+                }
+                if (tiles == 2) {
+                    _tile_loadd(5, a + tile_rows * stride + k, stride);
+                    _tile_dpbssd(2, 5, 6);
+                    if (strips == 2) _tile_dpbssd(3, 5, 7);
+                }
+                first += TILE_BYTES;
+                second += TILE_BYTES;
+                if (done < tiles) {
+                    add_group(before + done * 2 * TILE_ROWS * TILE_N, a_scales + done * tile_rows * m->act.groups_stride,
+                              m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N);
+                    done++;
+                }
+            }
+            _tile_stored(0, turn, LINE_BYTES);
+            if (strips == 2) _tile_stored(1, turn + TILE_ROWS * TILE_N, LINE_BYTES);
+            if (tiles == 2) _tile_stored(2, turn + 2 * TILE_ROWS * TILE_N, LINE_BYTES);
+            if (tiles == 2 && strips == 2) _tile_stored(3, turn + 3 * TILE_ROWS * TILE_N, LINE_BYTES);
+        }
+        for (; done < tiles; done++)
+            add_group(before + done * 2 * TILE_ROWS * TILE_N, a_scales + done * tile_rows * m->act.groups_stride,
+                      m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N);
     }
-    add_group(sums[(groups - 1) % 2], a_scales, m->act.groups_stride, w, groups - 1, tile_rows, tiles, strips, acc);
     const int is_pair = m->epilogue == EPILOGUE_SILU_MUL;
     for (int t = 0; t < tiles; t++)
         for (int r = 0; r < tile_rows && row + t * tile_rows + r < m->rows; r++) {
@@ -158,20 +168,28 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
 }
 
 /* All rows times `strips` strips from s. */
-INLINE void multiply_tile_strips(const Matmul *m, int s, int num_tiles, int tile_rows, const int strips, const int format) {
+INLINE void multiply_tile_strips(const Matmul *m, int s, int num_tiles, const int tile_rows, const int strips,
+                                 const int format) {
     const TileStrips w = prepare_strips(m, s, strips, format);
     int t = 0;
     for (; t + 2 <= num_tiles; t += 2) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 2, strips, format);
     if (t < num_tiles) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 1, strips, format);
 }
 
-INLINE void tile_matmul(const Matmul *m, const int format) {
-    const int num_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, tile_rows = (m->rows + num_tiles - 1) / num_tiles;
+INLINE void multiply_all_strips(const Matmul *m, int num_tiles, const int tile_rows, const int format) {
     configure_tiles(tile_rows);
     int s = 0;
     for (; s + 2 <= m->count; s += 2) multiply_tile_strips(m, s, num_tiles, tile_rows, 2, format);
     if (s < m->count) multiply_tile_strips(m, s, num_tiles, tile_rows, 1, format);
     _tile_release();
+}
+
+INLINE void tile_matmul(const Matmul *m, const int format) {
+    const int num_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, tile_rows = (m->rows + num_tiles - 1) / num_tiles;
+    if (tile_rows == TILE_ROWS)
+        multiply_all_strips(m, num_tiles, TILE_ROWS, format); /* loops of known length: twice the speed */
+    else
+        multiply_all_strips(m, num_tiles, tile_rows, format);
 }
 
 #endif

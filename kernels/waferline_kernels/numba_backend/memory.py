@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..aligned import aligned_zeros
 from ..placement import Placement
 from ..program import INSTRUCTION, Buffer, Program
 from ..ring import ENTRY
@@ -20,14 +20,6 @@ from .state import PRIVATE_ROWS, SIZES, STEP_AT_HAND, TENSOR, State
 
 MAX_INSTRUCTIONS = 4096
 HUGE_PAGE = 1 << 21  # workers' arenas share none
-
-
-def zeros(shape: int | tuple[int, ...], dtype: Any, alignment: int = ALIGNMENT) -> NDArray[Any]:
-    """np.zeros, but aligned: a vector across two cache lines is loaded at half the speed. Pages are not touched yet."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    whole = np.zeros(size + alignment, np.uint8)
-    skip = -whole.ctypes.data % alignment
-    return whole[skip : skip + size].view(dtype).reshape(shape)
 
 
 def allocate(program: Program, placement: Placement, limits: ExecutorLimits, table: SequenceTable) -> State:
@@ -58,37 +50,37 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
         "group_stride": group_stride,
     }
     return State(
-        control=zeros(CONTROL_WORDS, np.int64),
-        step=zeros(1, STEP_AT_HAND),
+        control=aligned_zeros(CONTROL_WORDS, np.int64),
+        step=aligned_zeros(1, STEP_AT_HAND),
         sizes=np.array([tuple(sizes[name] for name in SIZES.names or ())], SIZES),
-        instructions=zeros(MAX_INSTRUCTIONS, INSTRUCTION),
+        instructions=aligned_zeros(MAX_INSTRUCTIONS, INSTRUCTION),
         tensors=tensors,
         shares=shares,
         arena=arena,
-        tables=zeros(table_floats, np.float32),
-        buffers=zeros(int(buffer_ends[-1]), np.float32),
+        tables=aligned_zeros(table_floats, np.float32),
+        buffers=aligned_zeros(int(buffer_ends[-1]), np.float32),
         buffer_at=buffer_ends - buffer_stride * buffer_rows,
         buffer_stride=buffer_stride,
-        codes=zeros(act_rows * codes_stride, np.int8),
-        scales=zeros(act_rows * group_stride, np.float32),
-        sums=zeros(act_rows * group_stride * SUBGROUPS, np.int32),
-        kv=zeros(dims.layers * limits.num_kv_blocks * dims.kv_heads * dims.kv_tile_floats, np.float32),
-        spans=zeros(limits.max_num_seqs, SPAN),
-        rows=zeros((rows, 3), np.int32),
-        wanted=zeros(limits.max_num_logits, np.int32),
-        entries=zeros(limits.max_num_logits, ENTRY),
+        codes=aligned_zeros(act_rows * codes_stride, np.int8),
+        scales=aligned_zeros(act_rows * group_stride, np.float32),
+        sums=aligned_zeros(act_rows * group_stride * SUBGROUPS, np.int32),
+        kv=aligned_zeros(dims.layers * limits.num_kv_blocks * dims.kv_heads * dims.kv_tile_floats, np.float32),
+        spans=aligned_zeros(limits.max_num_seqs, SPAN),
+        rows=aligned_zeros((rows, 3), np.int32),
+        wanted=aligned_zeros(limits.max_num_logits, np.int32),
+        entries=aligned_zeros(limits.max_num_logits, ENTRY),
         tokens=table.tokens.reshape(-1),
         num_tokens=table.num_tokens,
         block_tables=table.block_tables,
         sampling=table.sampling,
         constraints=table.constraints,
         allowed_ids=table.allowed_ids,
-        contexts=zeros((workers, CHUNK + dims.value_stride), np.float32),
-        floats=zeros((workers, 3, logits_stride), np.float32),
-        counts=zeros((workers, dims.vocab), np.int32),
-        bucket_counts=zeros((workers, NUM_BUCKETS), np.int32),
-        masses=zeros((workers, NUM_BUCKETS), np.float64),
-        ids=zeros((workers, 2, dims.vocab), np.int32),
+        contexts=aligned_zeros((workers, CHUNK + dims.value_stride), np.float32),
+        floats=aligned_zeros((workers, 3, logits_stride), np.float32),
+        counts=aligned_zeros((workers, dims.vocab), np.int32),
+        bucket_counts=aligned_zeros((workers, NUM_BUCKETS), np.int32),
+        masses=aligned_zeros((workers, NUM_BUCKETS), np.float64),
+        ids=aligned_zeros((workers, 2, dims.vocab), np.int32),
     )
 
 
@@ -120,12 +112,12 @@ def _arena(placement: Placement) -> tuple[NDArray[np.void], NDArray[np.uint8]]:
     ends = np.cumsum(sizes)
     shares = placement.shares.copy()
     shares["offset"] += ends - sizes
-    return shares, zeros(int(ends[-1]), np.uint8, HUGE_PAGE)
+    return shares, aligned_zeros(int(ends[-1]), np.uint8, HUGE_PAGE)
 
 
 def _tensors(program: Program) -> tuple[NDArray[np.void], int]:
     """TENSOR [num_tensors], and the floats that the tables take together."""
-    tensors, floats = zeros(len(program.tensors), TENSOR), 0
+    tensors, floats = aligned_zeros(len(program.tensors), TENSOR), 0
     for row, tensor in zip(tensors, program.tensors, strict=True):
         row["k"], row["strip_bytes"] = tensor.k, tensor.strip_bytes
         row["format"] = tensor.format.code
