@@ -24,7 +24,7 @@ from .runtime.outputs import RequestCollector, RequestOutput, result_of_prompt
 from .runtime.prompts import Prompt, Prompts, pair_prompts
 from .runtime.sampling_params import SamplingParams
 
-Sink = Callable[[EngineOutput], None]
+Sink = Callable[[list[EngineOutput]], None]
 
 
 class _EmbeddedEngine:
@@ -143,13 +143,16 @@ class LLM(_EmbeddedEngine):
         RequestFailed where the request fails.
         """
         [(prompt, params)] = pair_prompts([prompt], sampling_params)
-        messages: queue.SimpleQueue[EngineOutput] = queue.SimpleQueue()
+        handed_over: queue.SimpleQueue[list[EngineOutput]] = queue.SimpleQueue()
         request_id = self._new_id()
         try:
-            self._submit(request_id, prompt, params, messages.put)
-            while not is_last(message := messages.get()):
-                if isinstance(message, Delta):
-                    yield message
+            self._submit(request_id, prompt, params, handed_over.put)
+            while True:
+                for message in handed_over.get():
+                    if isinstance(message, Delta):
+                        yield message
+                    elif is_last(message):
+                        return
         finally:
             self._withdraw(request_id)
 
@@ -197,12 +200,15 @@ class AsyncLLM(_EmbeddedEngine):
         request_id = self._new_id() if request_id is None else request_id
         if request_id in self._sinks:
             raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
-        loop, messages = asyncio.get_running_loop(), asyncio.Queue[EngineOutput]()
+        loop, handed_over = asyncio.get_running_loop(), asyncio.Queue[list[EngineOutput]]()
         try:
-            self._submit(request_id, prompt, params, partial(_post, loop, messages))
-            while not is_last(message := await messages.get()):
-                if isinstance(message, Delta):
-                    yield message
+            self._submit(request_id, prompt, params, partial(_post, loop, handed_over))
+            while True:
+                for message in await handed_over.get():
+                    if isinstance(message, Delta):
+                        yield message
+                    elif is_last(message):
+                        return
         finally:
             self._withdraw(request_id)
 
@@ -227,18 +233,23 @@ def is_last(message: EngineOutput) -> bool:
 
 
 def _route(sinks: dict[str, Sink], outputs: list[EngineOutput]) -> None:
+    """Hand each request its own of ``outputs`` at once: waking its reader costs more than a token does."""
+    by_request: dict[str, list[EngineOutput]] = {}
     for output in outputs:
-        sink = sinks.get(output.request_id)
+        by_request.setdefault(output.request_id, []).append(output)
+    for request_id, own in by_request.items():
+        sink = sinks.get(request_id)
         if sink is not None:
-            sink(output)
+            sink(own)
 
 
-def _collect(collector: RequestCollector, on_done: Callable[[], None], output: EngineOutput) -> None:
-    collector.add(output)
+def _collect(collector: RequestCollector, on_done: Callable[[], None], outputs: list[EngineOutput]) -> None:
+    for output in outputs:
+        collector.add(output)
     if collector.is_done:
         on_done()
 
 
-def _post(loop: asyncio.AbstractEventLoop, messages: asyncio.Queue[Any], message: Any) -> None:
+def _post(loop: asyncio.AbstractEventLoop, handed_over: asyncio.Queue[Any], item: Any) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
-        loop.call_soon_threadsafe(messages.put_nowait, message)
+        loop.call_soon_threadsafe(handed_over.put_nowait, item)

@@ -89,6 +89,9 @@ class LetterTokenizer:
     def token_bytes(self, token_id: int, begins_text: bool = False) -> bytes:
         return self.token_text(token_id).encode()
 
+    def whole_text(self, token_id: int) -> str:
+        return self.token_text(token_id)
+
     def token_text(self, token_id: int) -> str:
         return chr(ord("a") + token_id)
 

@@ -39,14 +39,21 @@ class Detokenizer:
             if len(tail) >= MAX_CHARACTER_BYTES:
                 break
         self._utf8.decode(tail)
+        self._is_between_characters = not self._begins_text and not self._utf8.getstate()[0]
 
     def step(self, token_id: int) -> str:
         """The text that ``token_id`` completes: empty while a character lacks bytes."""
+        if self._is_between_characters:
+            text = self._tokenizer.whole_text(token_id)
+            if text is not None:
+                return text
         if self._tokenizer.is_silent(token_id, self._skip_special_tokens):
             return ""
         added = self._tokenizer.token_bytes(token_id, self._begins_text)
         self._begins_text = False
-        return self._utf8.decode(added)
+        text = self._utf8.decode(added)
+        self._is_between_characters = not self._utf8.getstate()[0]
+        return text
 
     def flush(self) -> str:
         """The text of the end: U+FFFD for a character that was never completed, else empty."""

@@ -49,6 +49,7 @@ class Tokenizer:
         self._byte_level = "ByteLevel" in decoders
         self._byte_fallback = "ByteFallback" in decoders
         self._bytes: dict[tuple[int, bool], bytes] = {}
+        self._whole_texts: dict[int, str | None] = {}
 
     @classmethod
     def from_json_bytes(cls, data: bytes, config: Fields | None = None, where: str = TOKENIZER_FILE) -> Tokenizer:
@@ -109,6 +110,22 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """What one token stands for, special ones too; U+FFFD for bytes that are only part of a character."""
         return self.token_bytes(token_id).decode(errors="replace")
+
+    def whole_text(self, token_id: int) -> str | None:
+        """What a token adds to a text that ends with a whole character; None where the token does not end with one, and
+        for a special token."""
+        try:
+            return self._whole_texts[token_id]
+        except KeyError:
+            return self._whole_texts.setdefault(token_id, self._find_whole_text(token_id))
+
+    def _find_whole_text(self, token_id: int) -> str | None:
+        if token_id in self._special:
+            return None
+        try:
+            return self.token_bytes(token_id).decode()
+        except UnicodeDecodeError:
+            return None
 
     def is_silent(self, token_id: int, skip_special_tokens: bool = True) -> bool:
         """Whether a token adds nothing to a text: a special one, or an id without a token."""

@@ -2,7 +2,7 @@
 
 Two threads serve it. The *engine thread* plans steps and runs them; it sleeps while there is nothing to do. The *drain
 thread* takes tokens from the ring while a run of many steps is still going on, so that each leaves the moment it
-exists; it sleeps otherwise. They share one lock, which neither holds while a step runs. What others ask for goes
+exists; it sleeps when the engine thread does. They share one lock, which neither holds while a step runs. What others ask for goes
 through an inbox that the engine thread empties between runs, so a caller can be interrupted anywhere.
 """
 
@@ -30,7 +30,7 @@ from .scheduler import ScheduledStep, Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
 
-MAX_DRAIN_WAIT_S = 0.1  # how long after a run the drain thread goes back to sleep
+MAX_DRAIN_WAIT_S = 0.1  # how long after the last token the drain thread goes back to sleep
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class EngineCore:
 
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.RLock()
-        self._runs_many_steps = threading.Event()
+        self._is_awake = threading.Event()  # the engine thread, and with it the drain thread
         self._has_ended = False
 
         self._num_prompt_tokens = self._num_output_tokens = self._num_steps = 0
@@ -145,7 +145,7 @@ class EngineCore:
             threading.Thread(target=self.close, name="waferline-close").start()
             return
         self._engine_thread.join()
-        self._runs_many_steps.set()
+        self._is_awake.set()
         self._drain_thread.join()
         with self._lock:
             self._setup.close()
@@ -210,7 +210,11 @@ class EngineCore:
 
     def _take_commands(self) -> Close | None:
         """Do what was asked for; sleep for as long as there is nothing else to do."""
-        first = None if self._scheduler.has_work else self._inbox.get()
+        first = None
+        if not self._scheduler.has_work:
+            self._is_awake.clear()
+            first = self._inbox.get()
+            self._is_awake.set()
         self._executor.sequences.wake[0] = 0  # before the inbox is emptied: whatever comes later raises it again
         with self._lock:
             command = first or self._next_command()
@@ -266,8 +270,6 @@ class EngineCore:
 
     def _run(self, step: ScheduledStep) -> RunResult | None:
         """Run ``step``; None where that failed, and with it all requests that had a part in it."""
-        if step.max_steps > 1:
-            self._runs_many_steps.set()
         try:
             return self._executor.run(self.model.program, step.batch, step.max_steps)
         except Exception as error:
@@ -277,8 +279,6 @@ class EngineCore:
                 alive = [request for name, request in requests.items() if self._requests.get(name) is request]
                 self._fail(alive, RequestFailed(INTERNAL, f"the step failed: {error}"))
             return None
-        finally:
-            self._runs_many_steps.clear()
 
     def _postprocess(self, step: ScheduledStep, result: RunResult | None) -> None:
         with self._lock:
@@ -319,7 +319,7 @@ class EngineCore:
     def _drain_loop(self) -> None:
         ring = self._executor.ring
         while True:
-            self._runs_many_steps.wait()
+            self._is_awake.wait()
             if self._has_ended:
                 return
             if ring.wait(MAX_DRAIN_WAIT_S):

@@ -34,7 +34,7 @@ class TokenLogprob(msgspec.Struct, array_like=True):
     decoded_token: str
 
 
-class Delta(msgspec.Struct, tag="delta", omit_defaults=True):
+class Delta(msgspec.Struct, tag="delta", omit_defaults=True, gc=False):
     """One token of one completion; all of its tokens, at its end, where ``output_kind`` is "final_only".
 
     ``text`` is what the token adds: empty while a character is incomplete, or while it could be the beginning of a stop

@@ -69,10 +69,9 @@ cdef extern from "arena.h":
 
 cdef extern from "gate.h":
     ctypedef struct Gate:
-        uint64_t generation
+        pass
     void gate_init(Gate *)
     void gate_destroy(Gate *)
-    int gate_wait_for(Gate *, unsigned int, int64_t) nogil
 
 cdef extern from "team.h":
     ctypedef struct Team:
@@ -80,6 +79,7 @@ cdef extern from "team.h":
     ctypedef void (*Job)(void *, int) noexcept nogil
     Team *team_create(int, int *)
     void team_destroy(Team *)
+    int team_leaves_cpu(const Team *)
     void team_attach(Team *)
     void team_run(Team *, Job, void *) nogil
     void team_barrier(Team *) nogil
@@ -89,7 +89,9 @@ cdef extern from "ring.h":
         Entry *entries
         int64_t capacity, head, tail
         Gate published
+        int may_nap
     int64_t ring_waiting(Ring *) nogil
+    void ring_wait(Ring *, int64_t) nogil
 
 cdef extern from "sample.h":
     ctypedef struct SampleScratch:
@@ -248,6 +250,7 @@ cdef class Core:
         e.team = team_create(e.num_workers, NULL if cpus is None else <int *>address(cpu_array))
         if e.team == NULL:
             raise RuntimeError(f"threads: {e.num_workers}, but the system grants fewer")
+        e.ring.may_nap = team_leaves_cpu(e.team)
         self.is_open = True
         with nogil:
             team_run(e.team, touch_arena, e)
@@ -328,18 +331,19 @@ cdef class Core:
         return ring_waiting(&self.e.ring)
 
     def ring_wait(self, double timeout):
-        cdef unsigned int seen = <unsigned int>self.e.ring.published.generation
-        if ring_waiting(&self.e.ring) > 0:
-            return True
         with nogil:
-            gate_wait_for(&self.e.ring.published, seen, <int64_t>(timeout * 1e9))
+            ring_wait(&self.e.ring, <int64_t>(timeout * 1e9))
         return ring_waiting(&self.e.ring) > 0
 
     def ring_drain(self):
-        cdef int64_t head = self.e.ring.head
+        cdef Ring *ring = &self.e.ring
+        cdef int64_t head = ring.head, capacity = ring.capacity
+        cdef int64_t first = ring.tail % capacity, end = first + head - ring.tail
         entries = self.kept["entries"]
-        drained = entries[np.arange(self.e.ring.tail, head) % self.e.ring.capacity]
-        self.e.ring.tail = head
+        drained = entries[first : min(end, capacity)].copy()
+        if end > capacity:
+            drained = np.concatenate((drained, entries[: end - capacity]))
+        ring.tail = head
         return drained
 
     def close(self):

@@ -3,7 +3,6 @@
 
 #include <math.h>
 #include <string.h>
-#include <time.h>
 
 /* Up to here every worker prepares all rows for itself: cheaper than a barrier. */
 enum { PRIVATE_ROWS = 4 };
@@ -14,12 +13,6 @@ typedef struct {
 
 static Range share_of(int64_t count, int worker, int num_workers) {
     return (Range){count * worker / num_workers, count * (worker + 1) / num_workers};
-}
-
-static int64_t now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
 }
 
 static float *kv_tile(const Executor *e, int32_t layer, int32_t block, int32_t head) {
@@ -206,7 +199,7 @@ static void run_step(void *context, int worker) {
     int64_t *profile = worker == 0 ? e->profile : NULL;
     for (int32_t n = 0; n < e->num_instructions; n++) {
         const Instruction *i = &e->instructions[n];
-        const int64_t begin = profile ? now_ns() : 0;
+        const int64_t begin = profile ? gate_now_ns() : 0;
         int must_meet = 1;
         switch (i->op) {
         case OP_EMBED: embed(e, i, worker); break;
@@ -221,11 +214,11 @@ static void run_step(void *context, int worker) {
             must_meet = 0; /* the end of the job is a meeting */
             break;
         }
-        const int64_t done = profile ? now_ns() : 0;
+        const int64_t done = profile ? gate_now_ns() : 0;
         if (must_meet) team_barrier(e->team);
         if (profile) {
             profile[2 * n] += done - begin;
-            profile[2 * n + 1] += now_ns() - done;
+            profile[2 * n + 1] += gate_now_ns() - done;
         }
     }
 }
@@ -250,7 +243,7 @@ static int32_t lay_out_rows(Executor *e) {
 
 /* Publish the step's tokens; whether a sequence finished. */
 static int publish(Executor *e) {
-    const int64_t now = now_ns();
+    const int64_t now = gate_now_ns();
     int finished = 0;
     for (int32_t w = 0; w < e->num_wanted; w++) {
         Entry *entry = ring_slot(&e->ring, w);
@@ -286,7 +279,7 @@ Outcome executor_run(Executor *e, int32_t max_steps) {
         outcome.reason = STOP_RING_FULL;
         return outcome;
     }
-    const int64_t begin = now_ns();
+    const int64_t begin = gate_now_ns();
     for (;;) {
         team_run(e->team, run_step, e);
         outcome.num_steps++;
@@ -298,6 +291,6 @@ Outcome executor_run(Executor *e, int32_t max_steps) {
         }
         lay_out_rows(e); /* sampled tokens are within the vocabulary */
     }
-    outcome.nanoseconds = now_ns() - begin;
+    outcome.nanoseconds = gate_now_ns() - begin;
     return outcome;
 }

@@ -3,12 +3,16 @@
 #include <errno.h>
 #include <sched.h>
 #include <time.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 /* Waking a sleeper takes some 100 us on a virtual machine, a third of a small model's step, so a thread that has nothing to
  * do gives its CPU to whoever wants it, but sleeps only once the wait is long beside that. */
 static const int64_t YIELD_NS = 2000000;
+enum { NAP_NS = 10000, NAP_SLACK_NS = 1000 }; /* by default a nap may last 50 us longer than asked for */
 
-static int64_t now_ns(void) {
+int64_t gate_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000000000ll + t.tv_nsec;
@@ -45,12 +49,22 @@ void gate_open(Gate *gate) {
     }
 }
 
+int gate_nap(Gate *gate, uint32_t seen, int64_t end_ns) {
+#ifdef __linux__
+    prctl(PR_SET_TIMERSLACK, NAP_SLACK_NS);
+#endif
+    const struct timespec nap = {.tv_nsec = NAP_NS};
+    for (; gate_now_ns() < end_ns; nanosleep(&nap, NULL))
+        if (atomic_load_explicit(&gate->generation, memory_order_acquire) != seen) return 1;
+    return 0;
+}
+
 void gate_wait(Gate *gate, uint32_t seen, int spins) {
     for (int i = 0; i < spins; i++) {
         if (atomic_load_explicit(&gate->generation, memory_order_acquire) != seen) return;
         pause_cpu();
     }
-    for (const int64_t end = now_ns() + YIELD_NS; now_ns() < end; sched_yield())
+    for (const int64_t end = gate_now_ns() + YIELD_NS; gate_now_ns() < end; sched_yield())
         if (atomic_load_explicit(&gate->generation, memory_order_acquire) != seen) return;
     pthread_mutex_lock(&gate->mutex);
     atomic_fetch_add(&gate->sleepers, 1);
@@ -59,7 +73,7 @@ void gate_wait(Gate *gate, uint32_t seen, int spins) {
     pthread_mutex_unlock(&gate->mutex);
 }
 
-int gate_wait_for(Gate *gate, uint32_t seen, int64_t nanoseconds) {
+int gate_sleep(Gate *gate, uint32_t seen, int64_t nanoseconds) {
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
     int64_t end = until.tv_nsec + nanoseconds;

@@ -10,7 +10,13 @@ typedef struct {
     int64_t capacity;
     _Atomic int64_t head, tail; /* ever published, ever drained */
     Gate published;
+    int64_t last_wait_ns; /* the consumer's */
+    int may_nap;          /* whether a CPU is left that no worker needs */
 } Ring;
+
+/* Where tokens come faster than this a consumer looks for the next one between naps: ending a sleep would cost the step
+ * loop some 10 us a token on a virtual machine. */
+enum { NAPPING_NS = 250000 };
 
 static inline int64_t ring_waiting(Ring *ring) {
     return atomic_load(&ring->head) - atomic_load(&ring->tail);
@@ -25,6 +31,16 @@ static inline void ring_publish(Ring *ring, int64_t count) {
     if (count == 0) return;
     atomic_fetch_add(&ring->head, count);
     gate_open(&ring->published);
+}
+
+/* The consumer's: return once something waits, after `nanoseconds` at most. */
+static inline void ring_wait(Ring *ring, int64_t nanoseconds) {
+    const uint32_t seen = atomic_load(&ring->published.generation);
+    if (ring_waiting(ring) > 0) return;
+    const int64_t begin = gate_now_ns();
+    if (!ring->may_nap || ring->last_wait_ns > NAPPING_NS || !gate_nap(&ring->published, seen, begin + NAPPING_NS))
+        gate_sleep(&ring->published, seen, nanoseconds);
+    ring->last_wait_ns = gate_now_ns() - begin;
 }
 
 #endif

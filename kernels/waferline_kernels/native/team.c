@@ -90,6 +90,10 @@ void team_destroy(Team *team) {
     free(team);
 }
 
+int team_leaves_cpu(const Team *team) {
+    return team->num_workers < available_cpus();
+}
+
 void team_attach(Team *team) {
     if (team->cpus) pin(team->cpus[0]);
 }

@@ -8,6 +8,8 @@ typedef void (*Job)(void *context, int worker);
 /* `cpus` holds a CPU for each worker, or is NULL to leave that to the system. NULL where threads cannot be had. */
 Team *team_create(int num_workers, const int *cpus);
 void team_destroy(Team *team);
+/* Whether the process may use more CPUs than the team has workers. */
+int team_leaves_cpu(const Team *team);
 /* Pin the calling thread to worker 0's CPU, where the team has CPUs. */
 void team_attach(Team *team);
 /* Run `job` on every worker; returns when all are done. */
