@@ -123,6 +123,7 @@ cdef extern from "executor.h":
         Activations act
         SampleScratch sample
         uint8_t *scratch
+        int32_t *best
     ctypedef struct Row:
         pass
     ctypedef struct Executor:
@@ -234,6 +235,7 @@ cdef class Core:
         for w in range(e.num_workers):
             self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], f"act {w}")
             self.set_scratch(&e.workers[w].sample, w)
+            e.workers[w].best = <int32_t *>self.keep(f"best {w}", np.zeros(max(1, e.limits.max_num_logits), np.int32))
             e.workers[w].arena_bytes = arena_bytes[w]
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
             scratch = aligned_zeros(SCRATCH_BYTES(largest_k), np.uint8)

@@ -172,6 +172,33 @@ static void attend(const Executor *e, const Instruction *i, int worker) {
     }
 }
 
+static int row_takes_largest(const Executor *e, int32_t wanted) {
+    const Row *row = &e->rows[e->wanted[wanted]];
+    return takes_largest(&e->sequences.sampling[row->slot], row->position + 1);
+}
+
+/* Search the worker's logits while they are in its cache: fetching the other workers' costs more than all of the search. */
+static void find_largest(const Executor *e, const Instruction *i, int worker) {
+    const Share *share = &e->shares[i->weight * e->num_workers + worker];
+    const int32_t begin = share->first * TILE_N, last = begin + share->count * TILE_N;
+    const int32_t end = last < e->dims.vocab ? last : e->dims.vocab;
+    for (int32_t w = 0; w < e->num_wanted; w++) {
+        if (!row_takes_largest(e, w)) continue;
+        const int32_t best = e->kernels->argmax(e->buffers[BUFFER_LOGITS] + w * e->strides[BUFFER_LOGITS] + begin, end - begin);
+        e->workers[worker].best[w] = best < 0 ? -1 : begin + best;
+    }
+}
+
+/* Of the workers' best columns, which ascend with the workers: ties go to the lowest. */
+static int32_t largest_of_all(const Executor *e, int32_t wanted, const float *logits) {
+    int32_t best = -1;
+    for (int w = 0; w < e->num_workers; w++) {
+        const int32_t other = e->workers[w].best[wanted];
+        if (other >= 0 && (best < 0 || logits[other] > logits[best])) best = other;
+    }
+    return best < 0 ? 0 : best; /* any token will do */
+}
+
 static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
     const Row *row = &e->rows[e->wanted[wanted]];
     Sequences *s = &e->sequences;
@@ -184,7 +211,9 @@ static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
     entry->num_top = entry->is_prompt ? params->num_prompt_logprobs : params->num_logprobs;
     if (!entry->is_prompt) {
         const SamplingRules rules = {params, &s->constraints[row->slot], s->allowed_ids + row->slot * s->mask_words};
-        tokens[position] = sample_token(e->kernels, logits, e->dims.vocab, &rules, tokens, position, scratch);
+        tokens[position] = row_takes_largest(e, wanted)
+                               ? largest_of_all(e, wanted, logits)
+                               : sample_token(e->kernels, logits, e->dims.vocab, &rules, tokens, position, scratch);
         const int32_t num_output = position + 1 - params->num_prompt_tokens;
         if (num_output >= params->max_tokens || position + 1 >= e->limits.max_model_len) entry->finish = FINISH_LENGTH;
         for (int i = 0; i < params->num_stop_ids; i++)
@@ -205,8 +234,11 @@ static void run_step(void *context, int worker) {
         case OP_EMBED: embed(e, i, worker); break;
         case OP_NORM:
         case OP_QUANTIZE: must_meet = prepare(e, i, worker); break;
-        case OP_MATMUL:
-        case OP_LOGITS: multiply(e, i, worker); break;
+        case OP_MATMUL: multiply(e, i, worker); break;
+        case OP_LOGITS:
+            multiply(e, i, worker);
+            find_largest(e, i, worker);
+            break;
         case OP_ROTARY: rotate_and_store(e, i, worker); break;
         case OP_ATTEND: attend(e, i, worker); break;
         case OP_SAMPLE:

@@ -37,6 +37,7 @@ typedef struct {
     Activations act; /* for the few rows that every worker prepares for itself */
     SampleScratch sample;
     uint8_t *scratch; /* [SCRATCH_BYTES(the largest K)] of matmuls */
+    int32_t *best; /* [max_num_logits] of its columns the one of each row's largest logit, -1: none above -infinity */
 } Worker;
 
 typedef struct {

@@ -35,6 +35,7 @@ const KernelTable NAMED(kernels) = {
     .quantize = NAMED(quantize),
     .attend = NAMED(attend),
     .max = NAMED(max),
+    .argmax = NAMED(argmax),
     .exp_sum = NAMED(exp_sum),
     .read = NAMED(read),
 };

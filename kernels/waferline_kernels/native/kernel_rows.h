@@ -60,6 +60,50 @@ static float NAMED(max)(const float *x, int32_t n) {
     return y;
 }
 
+/* Each of 64 lanes keeps the first of its largest and where that was; then the lanes are compared. */
+static int32_t NAMED(argmax)(const float *x, int32_t n) {
+    enum { CHAINS = 4, WIDTH = 16 * CHAINS };
+    float largest[WIDTH];
+    int32_t at[WIDTH]; /* less the lane's number */
+    Float16 y[CHAINS];
+    Int16 first[CHAINS];
+    int i = 0;
+    for (int c = 0; c < CHAINS; c++) {
+        y[c] = splat16(-INFINITY);
+        EACH(p) first[c].v[p] = (IntV){0};
+    }
+    for (; i + WIDTH <= n; i += WIDTH) {
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++) {
+            const Float16 v = load16(x + i + 16 * c);
+            EACH(p) {
+                const IntV is_larger = v.v[p] > y[c].v[p];
+                y[c].v[p] = choose(is_larger, v.v[p], y[c].v[p]);
+                first[c].v[p] = (is_larger & i) | (~is_larger & first[c].v[p]);
+            }
+        }
+    }
+    for (int c = 0; c < CHAINS; c++) {
+        store16(largest + 16 * c, y[c]);
+        memcpy(at + 16 * c, &first[c], sizeof first[c]);
+    }
+    float best = -INFINITY;
+    int32_t best_at = -1;
+    for (int lane = 0; lane < WIDTH; lane++) {
+        const int32_t here = at[lane] + lane;
+        if (largest[lane] > best || (largest[lane] == best && here < best_at)) {
+            best = largest[lane];
+            best_at = here;
+        }
+    }
+    for (; i < n; i++)
+        if (x[i] > best) {
+            best = x[i];
+            best_at = i;
+        }
+    return best_at;
+}
+
 static double NAMED(exp_sum)(const float *x, int32_t n, float shift, float *y) {
     enum { CHUNK = 1024 };
     double total = 0.0;

@@ -57,6 +57,8 @@ typedef struct {
     void (*attend)(const Attention *);
     /* the largest of x[n]; NaNs are passed over */
     float (*max)(const float *x, int32_t n);
+    /* the first i of the largest x[n], -1 where none is above -infinity */
+    int32_t (*argmax)(const float *x, int32_t n);
     /* y[i] = exp(x[i] - shift); returns the sum in double, over fixed chunks */
     double (*exp_sum)(const float *x, int32_t n, float shift, float *y);
     /* a plain prefetched read of bytes (a multiple of 64), what a bandwidth limit is measured with */

@@ -26,10 +26,10 @@ static void penalize(float *z, int32_t vocab, const SamplingRules *rules, const 
     }
 }
 
-static int32_t first_equal(const float *z, int32_t n, float value) {
-    for (int32_t i = 0; i < n; i++)
-        if (z[i] == value) return i;
-    return 0; /* nothing but NaNs: any token will do, as long as it is one */
+int takes_largest(const Sampling *params, int32_t num_tokens) {
+    return params->temperature == 0.0f && params->repetition_penalty == 1.0f && params->frequency_penalty == 0.0f &&
+           params->presence_penalty == 0.0f && num_tokens - params->num_prompt_tokens >= params->min_tokens &&
+           !params->has_allowed_ids && !params->num_bad_words && !params->num_logit_bias;
 }
 
 /* A heap of token ids, the best on top: the larger value, then the lower id. */
@@ -111,9 +111,12 @@ int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vo
     float *z = scratch->logits, *weights = scratch->weights;
     memcpy(z, logits, (size_t)vocab * sizeof *z);
     penalize(z, vocab, rules, tokens, num_tokens, scratch->counts);
+    if (params->temperature == 0.0f) {
+        const int32_t best = kernels->argmax(z, vocab);
+        return best < 0 ? lowest_allowed(rules, vocab) : best;
+    }
     const float largest = kernels->max(z, vocab);
     if (largest == -INFINITY) return lowest_allowed(rules, vocab);
-    if (params->temperature == 0.0f) return first_equal(z, vocab, largest);
     for (int32_t i = 0; i < vocab; i++) z[i] = z[i] / params->temperature;
     double total = kernels->exp_sum(z, vocab, largest / params->temperature, weights);
     if (params->min_p > 0.0f) {

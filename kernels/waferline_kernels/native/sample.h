@@ -13,6 +13,8 @@ typedef struct {
     int32_t *counts; /* [vocab] zero between calls */
 } SampleScratch;
 
+/* Whether the token that follows `num_tokens` others is that of the largest logit: greedy, with nothing to change them. */
+int takes_largest(const Sampling *params, int32_t num_tokens);
 /* The token that follows `tokens`[num_tokens], from `logits`[vocab]. */
 int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vocab, const SamplingRules *rules,
                      const int32_t *tokens, int32_t num_tokens, SampleScratch *scratch);
