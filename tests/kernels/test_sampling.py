@@ -14,7 +14,7 @@ from programs import even_placement, make_executor, make_limits, matmul_program
 from waferline_kernels.executor import Executor
 from waferline_kernels.sampling import log_softmax, penalized_logits, sample_token
 from waferline_kernels.sequences import SPAN, SamplingRules, SequenceTable
-from waferline_kernels.tiles import F32
+from waferline_kernels.tiles import F32, pack_matrix
 
 VOCAB = 83
 PROGRAM, WEIGHTS = matmul_program(VOCAB, 8, F32)
@@ -67,6 +67,23 @@ def test_the_token_is_the_one_that_numpy_states(
         z = penalized_logits(logits, rules, np.array(tokens, np.int32))
         weights = np.exp((z - z.max()) / max(sampling["temperature"], 1e-9)).astype(np.float64)
         assert weights[[expected, entry["token"]]].min() < 1e-6 * weights.sum()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("target", TARGETS)
+def test_greedy_takes_the_lowest_of_the_largest_wherever_they_lie(target: str, threads: int) -> None:
+    vocab = 163
+    program, weights = matmul_program(vocab, 8, F32)
+    weights["embed"] = pack_matrix(np.ones((vocab, 8), np.float32), F32)
+    for largest in ([7], [162], [130, 90], [161, 2, 66], [70, 6], range(vocab)):
+        rows = np.full((vocab, 8), -1e38, np.float32)  # whose sum is -infinity
+        rows[list(largest)] = -3
+        weights["matrix"] = pack_matrix(rows, F32)
+        executor = make_executor(target, program, even_placement(program, threads), weights, make_limits())
+        fill_slot(executor, 0, [3])
+        executor.run(program, np.array([(0, 0, 1, 1)], SPAN), 1)
+        assert executor.ring.drain()["token"].tolist() == [min(largest)]
+        executor.close()
 
 
 @pytest.mark.parametrize("num_logprobs", [0, 1, 20])

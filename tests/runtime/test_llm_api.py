@@ -15,6 +15,7 @@ import pytest
 from recorder import TINY_MODEL
 
 from waferline import LLM, AsyncLLM, RequestFailed, SamplingParams
+from waferline.runtime.engine_core import SWITCH_INTERVAL_S
 from waferline.runtime.messages import Delta
 
 REPOSITORY = Path(__file__).parents[2]
@@ -35,6 +36,10 @@ def becomes_idle(llm: LLM | AsyncLLM) -> bool:
             return True
         time.sleep(0.01)
     return False
+
+
+def test_python_threads_that_compute_do_not_keep_the_interpreter_long(llm: LLM) -> None:
+    assert sys.getswitchinterval() <= SWITCH_INTERVAL_S
 
 
 def test_generate_takes_text_token_ids_and_lists_of_both(llm: LLM) -> None:
