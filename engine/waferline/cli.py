@@ -59,6 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--kv-cache-memory", type=_size, metavar="SIZE", help="such as 512MiB or 2GiB")
     serve.add_argument("--kv-dtype", metavar="DTYPE")
     serve.add_argument(
+        "--enable-prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        help="begin prompts with what the KV cache has of them; on unless turned off",
+    )
+    serve.add_argument(
         "--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="after SIGTERM; %(default)s"
     )
     serve.add_argument("--die-with-parent", action="store_true", help=argparse.SUPPRESS)

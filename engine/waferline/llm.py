@@ -41,6 +41,7 @@ class _EmbeddedEngine:
         max_num_batched_tokens: int = 512,
         kv_cache_memory: int | None = None,
         kv_dtype: str = "auto",
+        enable_prefix_caching: bool = True,
     ) -> None:
         """Load ``model``: "demo", a Hugging Face folder or a packed file.
 
@@ -49,6 +50,7 @@ class _EmbeddedEngine:
         None: as many as the model was made for and the KV cache holds. ``max_num_seqs``: completions that run at once;
         more wait. ``max_num_batched_tokens``: rows of a step. ``kv_cache_memory``: bytes; None: half of the free
         memory, and no more than can be used. ``kv_dtype``: "auto" or "f32".
+        ``enable_prefix_caching``: keep the keys and values of prompts and completions for others that begin alike.
 
         Raises ModelError, ValueError or TypeError, naming what is wrong.
         """
@@ -61,6 +63,7 @@ class _EmbeddedEngine:
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
             kv_dtype=kv_dtype,
+            enable_prefix_caching=enable_prefix_caching,
             on_output=partial(_route, self._sinks),
         )
         self._finalizer = weakref.finalize(self, self._core.close)  # at exit too
@@ -79,9 +82,11 @@ class _EmbeddedEngine:
         """End every request and release threads and memory. May be called more than once."""
         self._finalizer()
 
-    def _submit(self, request_id: str, prompt: Prompt, params: SamplingParams, sink: Sink) -> None:
+    def _submit(
+        self, request_id: str, prompt: Prompt, params: SamplingParams, cache_salt: str | None, sink: Sink
+    ) -> None:
         self._sinks[request_id] = sink
-        self._core.add(GenerateRequest(request_id, prompt, params))
+        self._core.add(GenerateRequest(request_id, prompt, params, cache_salt))
 
     def _withdraw(self, request_id: str) -> None:
         """Let go of a request; one that has not ended is aborted."""
@@ -95,6 +100,7 @@ class _EmbeddedEngine:
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None,
+        cache_salt: str | None,
         on_done: Callable[[int], None],
         collectors: list[RequestCollector],
     ) -> None:
@@ -103,7 +109,8 @@ class _EmbeddedEngine:
         for index, (prompt, params) in enumerate(pair_prompts(prompts, sampling_params)):
             collector = RequestCollector(self._new_id(), prompt, params)
             collectors.append(collector)
-            self._submit(collector.request_id, prompt, params, partial(_collect, collector, partial(on_done, index)))
+            sink = partial(_collect, collector, partial(on_done, index))
+            self._submit(collector.request_id, prompt, params, cache_salt, sink)
 
 
 class LLM(_EmbeddedEngine):
@@ -117,16 +124,19 @@ class LLM(_EmbeddedEngine):
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """Complete one prompt or a list of them; the outputs, in the order of the prompts.
 
-        A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each. Raises
-        RequestFailed, naming the prompt's index, where one fails; the others are aborted then, as they are by Ctrl-C.
+        A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each.
+        ``cache_salt``: cached prefixes are shared only with requests of the same salt. Raises RequestFailed, naming the
+        prompt's index, where one fails; the others are aborted then, as they are by Ctrl-C.
         """
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
         collectors: list[RequestCollector] = []
         try:
-            self._submit_all(prompts, sampling_params, done.put, collectors)
+            self._submit_all(prompts, sampling_params, cache_salt, done.put, collectors)
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = done.get()
@@ -136,7 +146,9 @@ class LLM(_EmbeddedEngine):
             for collector in collectors:
                 self._withdraw(collector.request_id)
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str | None = None
+    ) -> Iterator[Delta]:
         """The tokens of one prompt's completions, each as it is generated.
 
         The request begins with the first delta asked for. Closing the iterator before its end aborts it. Raises
@@ -146,7 +158,7 @@ class LLM(_EmbeddedEngine):
         handed_over: queue.SimpleQueue[list[EngineOutput]] = queue.SimpleQueue()
         request_id = self._new_id()
         try:
-            self._submit(request_id, prompt, params, handed_over.put)
+            self._submit(request_id, prompt, params, cache_salt, handed_over.put)
             while True:
                 for message in handed_over.get():
                     if isinstance(message, Delta):
@@ -177,12 +189,14 @@ class AsyncLLM(_EmbeddedEngine):
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """As ``LLM.generate``; cancelling the task aborts the requests."""
         loop, done = asyncio.get_running_loop(), asyncio.Queue[int]()
         collectors: list[RequestCollector] = []
         try:
-            self._submit_all(prompts, sampling_params, partial(_post, loop, done), collectors)
+            self._submit_all(prompts, sampling_params, cache_salt, partial(_post, loop, done), collectors)
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = await done.get()
@@ -193,7 +207,12 @@ class AsyncLLM(_EmbeddedEngine):
                 self._withdraw(collector.request_id)
 
     async def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> AsyncIterator[Delta]:
         """As ``LLM.stream``. ``request_id`` is what ``abort`` takes; one is made up where it is not given."""
         [(prompt, params)] = pair_prompts([prompt], sampling_params)
@@ -202,7 +221,7 @@ class AsyncLLM(_EmbeddedEngine):
             raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
         loop, handed_over = asyncio.get_running_loop(), asyncio.Queue[list[EngineOutput]]()
         try:
-            self._submit(request_id, prompt, params, partial(_post, loop, handed_over))
+            self._submit(request_id, prompt, params, cache_salt, partial(_post, loop, handed_over))
             while True:
                 for message in await handed_over.get():
                     if isinstance(message, Delta):

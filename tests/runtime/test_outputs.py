@@ -20,7 +20,7 @@ def test_interleaved_completions_are_gathered_by_index() -> None:
     assert not collector.is_done
     assert collector.result().outputs[1].finish_reason is None
     collector.add(Delta("r", 1, [6], "y", finish_reason="length"))
-    collector.add(Finished("r", ["stop", "length"], 2, 4))
+    collector.add(Finished("r", ["stop", "length"], 2, 4, 1))
     assert collector.is_done
     assert collector.result() == RequestOutput(
         request_id="r",
@@ -33,6 +33,7 @@ def test_interleaved_completions_are_gathered_by_index() -> None:
         ],
         finished=True,
         seed=9,
+        num_cached_tokens=1,
     )
 
 

@@ -3,7 +3,7 @@
 "echo ..." and lists of ids: ``max_tokens`` tokens, at once; "bulky": the same, with a kilobyte of text each; "slow ..."
 and "sleepy ...": one every 10 ms or 1.5 s; "refuse": an error instead; "die": the process ends by SIGKILL after three
 tokens; "halt": the engine reports that it has stopped. A config whose model is "broken" does not load, and "crash" ends
-the process while loading.
+the process while loading. As many tokens are said to be cached as the cache salt has characters.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class FakeEngine:
             del self._running[request.request_id]
         num_prompt_tokens = len(prompt_ids(request.prompt))
         n = request.params.n
-        return Finished(request.request_id, [reason] * n, num_prompt_tokens, n * running.num_tokens)
+        num_cached_tokens = len(request.cache_salt or "")
+        return Finished(
+            request.request_id, [reason] * n, num_prompt_tokens, n * running.num_tokens, num_cached_tokens
+        )
 
 
 def prompt_ids(prompt: str | list[int]) -> list[int]:

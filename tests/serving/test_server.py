@@ -38,7 +38,7 @@ def wait_until_idle(client: RawClient) -> None:
 
 def test_a_request_from_accepted_to_finished(server: RunningServer, connect: Connect) -> None:
     client = connect(server)
-    client.send(type="generate", id="a", prompt="echo", params={"max_tokens": 3, "seed": 9})
+    client.send(type="generate", id="a", prompt="echo", params={"max_tokens": 3, "seed": 9}, cache_salt="abc")
     accepted, *tokens, finished = client.receive_until("finished")
     assert accepted == {"type": "accepted", "id": "a", "prompt_token_ids": list(b"echo"), "seed": 9}
     assert tokens_of(tokens, "a") == [0, 1, 2]
@@ -49,6 +49,7 @@ def test_a_request_from_accepted_to_finished(server: RunningServer, connect: Con
         "finish_reasons": ["length"],
         "num_prompt_tokens": 4,
         "num_output_tokens": 3,
+        "num_cached_tokens": 3,
     }
 
 

@@ -42,6 +42,8 @@ def refusal(message: Any) -> wire.InvalidMessage:
                 "a", "Once", SamplingParams(logit_bias={5: 1, 6: -0.5}, bad_words=["x"], output_kind="final_only")
             ),
         ),
+        ({**GENERATE, "cache_salt": "é" * 256}, wire.Generate("a", "Once", cache_salt="é" * 256)),
+        ({**GENERATE, "cache_salt": None}, wire.Generate("a", "Once")),
         ({"type": "cancel", "id": "é" * 256}, wire.Cancel("é" * 256)),
         ({"type": "ping"}, wire.Ping()),
         ({"type": "ping", "nonce": 0}, wire.Ping(0)),
@@ -86,6 +88,9 @@ def test_valid_messages_are_taken_and_encode_back(message: dict[str, Any], expec
         ({"params": {"allowed_token_ids": []}}, "allowed_token_ids: []"),
         ({"params": {"bad_words": [""]}}, "bad_words: ['']"),
         ({"params": {"output_kind": "all"}}, "$.params.output_kind"),
+        ({"cache_salt": ""}, "$.cache_salt"),
+        ({"cache_salt": "a" * 257}, "$.cache_salt"),
+        ({"cache_salt": 1}, "$.cache_salt"),
         ({"extra": 1}, "extra"),
         ({"type": "tokens"}, "$.type"),
         ({"type": 1}, "$.type"),

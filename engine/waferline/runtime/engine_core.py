@@ -64,6 +64,7 @@ class EngineCore:
     ``max_model_len``: tokens of a sequence, prompt and completion; None: as many as the model was made for and the KV
     cache holds. ``max_num_batched_tokens``: rows of a step. ``kv_cache_memory``: bytes; None: half of the free memory,
     and no more than can be used. ``kv_dtype``: "auto" or "f32".
+    ``enable_prefix_caching``: whether prompts begin with what is in the KV cache of them.
 
     ``on_output`` is given every message to the outside, in order, by one thread at a time. It hands them over and
     returns: nothing else happens in the engine meanwhile.
@@ -83,8 +84,11 @@ class EngineCore:
         max_num_batched_tokens: int = 512,
         kv_cache_memory: int | None = None,
         kv_dtype: str = "auto",
+        enable_prefix_caching: bool = True,
         on_output: Callable[[list[EngineOutput]], None],
     ) -> None:
+        if not isinstance(enable_prefix_caching, bool):
+            raise TypeError(f"enable_prefix_caching: {enable_prefix_caching!r}, expected True or False")
         self.model = model
         self._setup = ExecutorSetup(
             model,
@@ -96,7 +100,10 @@ class EngineCore:
             kv_dtype=kv_dtype,
         )
         self._executor = self._setup.executor
-        self._scheduler = Scheduler(self._setup.limits, self._executor.sequences)
+        self._enable_prefix_caching = enable_prefix_caching
+        self._scheduler = Scheduler(
+            self._setup.limits, self._executor.sequences, enable_prefix_caching=enable_prefix_caching
+        )
         self._on_output = on_output
         self._requests: dict[str, Request] = {}
         self._drains: list[Drain] = []
@@ -172,6 +179,8 @@ class EngineCore:
                 num_requests_waiting=len(scheduler.waiting),
                 kv_cache_usage=scheduler.kv_cache_usage,
                 num_preemptions_total=scheduler.num_preemptions,
+                prefix_cache_queries_total=scheduler.num_prefix_cache_queries,
+                prefix_cache_hits_total=scheduler.num_prefix_cache_hits,
                 prompt_tokens_total=self._num_prompt_tokens,
                 generation_tokens_total=self._num_output_tokens,
                 request_success_total=dict(self._finish_reasons),
@@ -191,6 +200,7 @@ class EngineCore:
                 kv_dtype=setup.kv_dtype,
                 kv_cache_bytes=setup.kv_cache_bytes,
                 num_kv_blocks=setup.limits.num_kv_blocks,
+                enable_prefix_caching=self._enable_prefix_caching,
             )
 
     # The engine thread.
@@ -370,8 +380,15 @@ class EngineCore:
         request = sequence.request
         if all(sequence.is_finished for sequence in request.sequences):
             reasons = [str(sequence.finish_reason) for sequence in request.sequences]
-            num_prompt_tokens = len(request.prompt_token_ids)
-            outputs.append(Finished(request.request_id, reasons, num_prompt_tokens, request.num_output_tokens))
+            outputs.append(
+                Finished(
+                    request.request_id,
+                    reasons,
+                    len(request.prompt_token_ids),
+                    request.num_output_tokens,
+                    request.num_cached_tokens,
+                )
+            )
             del self._requests[request.request_id]
 
     def _fail(self, requests: list[Request], error: RequestFailed) -> None:

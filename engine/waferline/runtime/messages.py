@@ -16,6 +16,9 @@ class GenerateRequest(msgspec.Struct, tag="generate"):
     request_id: str
     prompt: str | list[int]
     params: SamplingParams
+    cache_salt: str | None = None
+    """Requests share cached blocks only with those of the same salt; one of its own keeps a tenant's prompts from
+    showing in another's timing."""
 
 
 class Accepted(msgspec.Struct, tag="accepted"):
@@ -59,6 +62,7 @@ class Finished(msgspec.Struct, tag="finished"):
     finish_reasons: list[str]  # of each completion: "stop", "length" or, where it was cancelled, "abort"
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0  # of the prompt: those that were cached when the request began
 
 
 class RequestError(msgspec.Struct, tag="error"):

@@ -38,6 +38,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]  # by index
     finished: bool
     seed: int | None = None  # the seed in force; None before the request is accepted
+    num_cached_tokens: int | None = None  # prompt tokens that were cached already; None before the request has ended
 
 
 @dataclass
@@ -68,6 +69,7 @@ class RequestCollector:
         self._prompt_token_ids = [] if isinstance(prompt, str) else prompt
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._seed: int | None = None
+        self._num_cached_tokens: int | None = None
         self._completions = [_Completion() for _ in range(params.n)]
         self._error: RequestFailed | None = None
         self.is_done = False
@@ -83,6 +85,7 @@ class RequestCollector:
             case Finished():
                 for completion, reason in zip(self._completions, output.finish_reasons, strict=True):
                     completion.finish_reason = reason
+                self._num_cached_tokens = output.num_cached_tokens
                 self.is_done = True
             case RequestError():
                 self._error = RequestFailed(output.code, output.message)
@@ -125,6 +128,7 @@ class RequestCollector:
             ],
             finished=self.is_done,
             seed=self._seed,
+            num_cached_tokens=self._num_cached_tokens,
         )
 
 

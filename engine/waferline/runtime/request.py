@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from waferline_kernels.sequences import NO_LOGPROBS, SAMPLING
+from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SAMPLING
 
 from ..model.load import Model
 from .constraints import Constraints, pack_request_constraints
+from .block_hash import extend_block_hashes
 from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
 from .messages import GenerateRequest
+from .prompts import check_cache_salt
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -36,11 +39,24 @@ class Request:
     stop_ids: list[int]
     eos_ids: frozenset[int]
     constraints: Constraints | None = None
+    cache_salt: str | None = None
     sequences: list[Sequence] = field(default_factory=list)  # one for each completion, by index
 
     @property
     def num_output_tokens(self) -> int:
         return sum(sequence.num_output_tokens for sequence in self.sequences)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Tokens of the prompt that the first completion found cached."""
+        return self.sequences[0].num_cached_tokens or 0
+
+    @cached_property
+    def prompt_block_hashes(self) -> list[bytes]:
+        """Of the prompt's full blocks; worked out once for all completions."""
+        hashes: list[bytes] = []
+        extend_block_hashes(hashes, self.prompt_token_ids, self.cache_salt, len(self.prompt_token_ids) // KV_BLOCK_SIZE)
+        return hashes
 
     def sampling(self, completion_index: int) -> NDArray[np.void]:
         """What the executor has to know, SAMPLING []. Prompt tokens are scored once, for the first completion."""
@@ -72,6 +88,7 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
     """The request that ``message`` asks for. Raises RequestFailed for one that ``model`` cannot run."""
     vocab = model.program.dims.vocab
     params = _checked_params(message.params)
+    check_cache_salt(message.cache_salt)
     prompt_token_ids = _prompt_token_ids(message.prompt, model, vocab)
     if params.truncate_prompt_tokens is not None:
         prompt_token_ids = prompt_token_ids[-params.truncate_prompt_tokens :]
@@ -98,6 +115,7 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
         stop_ids=list(dict.fromkeys([*eos_ids, *(params.stop_token_ids or ())])),
         eos_ids=frozenset(eos_ids),
         constraints=constraints,
+        cache_salt=message.cache_salt,
     )
 
 

@@ -5,6 +5,11 @@ step gives every running sequence the rows it lacks, as far as the step has room
 then, oldest first, chunks of those that lack more. What waits is admitted first come, first served, while there is a
 slot and there are KV blocks for all its tokens.
 
+Full blocks are cached as they become computed, and a sequence begins with those that are cached of its tokens, be it a
+conversation's next turn, a shared system prompt, another completion of the same prompt, or itself before it was
+preempted. Its last token is always computed, for its logits. A sequence waits while one that runs is about to compute
+the block that it would begin with.
+
 Running sequences are in the order of their arrival, and each is older than any that waits. Where blocks run out the
 youngest one is preempted: it gives up its blocks, goes to the front of the waiting ones, and is computed again later.
 So the oldest always advances, and as a sequence is only taken that fits the whole KV cache alone, every one ends.
@@ -23,6 +28,7 @@ from numpy.typing import NDArray
 
 from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits, SequenceTable
 
+from .block_hash import extend_block_hashes
 from .block_pool import BlockPool
 from .sequence import NO_SLOT, Sequence
 
@@ -43,12 +49,15 @@ class Scheduler:
     block table as it grows. Has no clock and no threads: a schedule follows from what was added and finished alone.
     """
 
-    def __init__(self, limits: ExecutorLimits, table: SequenceTable) -> None:
+    def __init__(self, limits: ExecutorLimits, table: SequenceTable, *, enable_prefix_caching: bool = True) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.slots: list[Sequence | None] = [None] * limits.max_num_seqs
         self.block_pool = BlockPool(limits.num_kv_blocks)
         self.num_preemptions = 0
+        self.num_prefix_cache_queries = 0  # tokens
+        self.num_prefix_cache_hits = 0  # tokens
+        self._enable_prefix_caching = enable_prefix_caching
         self._limits = limits
         self._table = table
         self._free_slots = list(reversed(range(limits.max_num_seqs)))
@@ -66,14 +75,16 @@ class Scheduler:
     @property
     def kv_cache_usage(self) -> float:
         """The share of KV blocks, 0 to 1, that sequences hold which are not finished."""
-        returning = sum(len(sequence.block_ids) for sequence in self._finished)
-        return 1 - (self.block_pool.num_free + returning) / self.block_pool.num_blocks
+        held = {block_id for sequence in self.running if not sequence.is_finished for block_id in sequence.block_ids}
+        return len(held) / self.block_pool.num_blocks
 
     def can_admit(self) -> bool:
-        """Whether the first of the waiting sequences can start to run."""
-        return bool(
-            self.waiting and self._free_slots and num_blocks(self.waiting[0].num_tokens) <= self.block_pool.num_free
-        )
+        """Whether there are a slot and blocks for the first of the waiting sequences."""
+        if not (self.waiting and self._free_slots):
+            return False
+        sequence = self.waiting[0]
+        cached = self.block_pool.find(self._reusable_hashes(sequence))
+        return self.block_pool.can_allocate(num_blocks(sequence.num_tokens) - len(cached), cached)
 
     def add(self, sequence: Sequence) -> None:
         """Queue ``sequence``. Raises ValueError for one that would not fit the KV cache even alone."""
@@ -103,7 +114,7 @@ class Scheduler:
         for sequence in self.running:
             if sequence.num_tokens - sequence.num_computed_tokens > 1:
                 step.add(sequence)
-        while not has_preempted and step.has_room and self.can_admit():
+        while not has_preempted and step.has_room and self.can_admit() and not self._is_being_cached(self.waiting[0]):
             self._admit(self.waiting[0])
             step.add(self.running[-1])
         if not step.sequences:
@@ -114,10 +125,38 @@ class Scheduler:
         return ScheduledStep(np.array(step.spans, SPAN), max_steps, step.sequences)
 
     def update(self, step: ScheduledStep, num_steps: int) -> None:
-        """Record that ``step`` was taken ``num_steps`` times."""
+        """Record that ``step`` was taken ``num_steps`` times, and that its tokens have been appended."""
         if num_steps:
             for sequence, count in zip(step.sequences, step.batch["count"].tolist(), strict=True):
                 sequence.num_computed_tokens += count + num_steps - 1
+                if self._enable_prefix_caching:
+                    self._cache_blocks(sequence)
+
+    def _cache_blocks(self, sequence: Sequence) -> None:
+        """Let others find the blocks of ``sequence`` that have become full; none with a token beyond its end."""
+        num_full = min(sequence.num_computed_tokens, sequence.num_tokens) // KV_BLOCK_SIZE
+        if num_full > sequence.num_cached_blocks:
+            extend_block_hashes(sequence.block_hashes, sequence.token_ids, sequence.request.cache_salt, num_full)
+            for at in range(sequence.num_cached_blocks, num_full):
+                self.block_pool.cache(sequence.block_ids[at], sequence.block_hashes[at])
+            sequence.num_cached_blocks = num_full
+
+    def _reads_cache(self, sequence: Sequence) -> bool:
+        return self._enable_prefix_caching and sequence.may_skip_rows
+
+    def _reusable_hashes(self, sequence: Sequence) -> list[bytes]:
+        """Of the blocks that waiting ``sequence`` need not compute where they are cached. Its last token is not among
+        them: its logits are needed."""
+        count = (sequence.num_tokens - 1) // KV_BLOCK_SIZE if self._reads_cache(sequence) else 0
+        return sequence.block_hashes[:count]
+
+    def _is_being_cached(self, sequence: Sequence) -> bool:
+        """Whether a running sequence is about to compute the first block that waiting ``sequence`` lacks."""
+        hashes = self._reusable_hashes(sequence)
+        missing = hashes[len(self.block_pool.find(hashes)) :]
+        if not missing:
+            return False
+        return any(missing[0] in other.block_hashes[other.num_cached_blocks :] for other in self.running)
 
     def _release_finished(self) -> None:
         if self._finished:
@@ -127,13 +166,14 @@ class Scheduler:
             self._finished = []
 
     def _release(self, sequence: Sequence) -> None:
-        self.block_pool.free(sequence.block_ids)
+        self.block_pool.free(reversed(sequence.block_ids))
         self.slots[sequence.slot] = None
         self._free_slots.append(sequence.slot)
-        sequence.block_ids, sequence.slot, sequence.num_computed_tokens = [], NO_SLOT, 0
+        sequence.block_ids, sequence.slot = [], NO_SLOT
+        sequence.num_computed_tokens = sequence.num_cached_blocks = 0
 
     def _admit(self, sequence: Sequence) -> None:
-        """Move the first waiting ``sequence`` to a slot, with blocks for all its tokens."""
+        """Move the first waiting ``sequence`` to a slot, with blocks for all its tokens: cached ones, then new ones."""
         self.running.append(self.waiting.popleft())
         slot = sequence.slot = self._free_slots.pop()
         self.slots[slot] = sequence
@@ -144,7 +184,20 @@ class Scheduler:
         if sequence.request.constraints is not None:
             sequence.request.constraints.write(table, slot)
         table.stop_flags[slot] = 0
+        self._begin_with_cached_blocks(sequence)
         self._reserve(sequence, sequence.num_tokens)
+
+    def _begin_with_cached_blocks(self, sequence: Sequence) -> None:
+        cached = self.block_pool.find(self._reusable_hashes(sequence))
+        self.block_pool.share(cached)
+        self._extend_table(sequence, cached)
+        sequence.num_cached_blocks = len(cached)
+        sequence.num_computed_tokens = len(cached) * KV_BLOCK_SIZE
+        if sequence.num_cached_tokens is None:  # not again after a preemption
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            if self._reads_cache(sequence):
+                self.num_prefix_cache_queries += sequence.num_tokens
+                self.num_prefix_cache_hits += sequence.num_computed_tokens
 
     def _grow_tables(self) -> bool:
         """Give every running sequence, oldest first, blocks for all its tokens; whether that took a preemption."""
@@ -182,13 +235,15 @@ class Scheduler:
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> None:
         """Extend the block table of ``sequence`` to ``num_tokens`` positions, for which there are free blocks."""
+        lacking = num_blocks(num_tokens) - len(sequence.block_ids)
+        if lacking > 0:
+            self._extend_table(sequence, self.block_pool.allocate(lacking))
+
+    def _extend_table(self, sequence: Sequence, block_ids: list[int]) -> None:
         held = len(sequence.block_ids)
-        needed = num_blocks(num_tokens)
-        if needed > held:
-            added = self.block_pool.allocate(needed - held)
-            self._table.block_tables[sequence.slot, held:needed] = added
-            sequence.block_ids += added
-            self._table.num_blocks[sequence.slot] = needed
+        sequence.block_ids += block_ids
+        self._table.block_tables[sequence.slot, held : len(sequence.block_ids)] = block_ids
+        self._table.num_blocks[sequence.slot] = len(sequence.block_ids)
 
 
 class _StepBuilder:

@@ -20,6 +20,10 @@ class Sequence:
     Every token before ``num_computed_tokens`` has its keys and values in the sequence's KV blocks; every other still
     has to be computed, be it of the prompt, just sampled, or known from before the sequence was preempted. A sequence
     runs while it has a slot, waits while it has none, and is finished once it has a ``finish_reason``.
+
+    ``block_hashes`` are those of its first full blocks, as far as they have been worked out; of its blocks the first
+    ``num_cached_blocks`` can be found by others. ``num_cached_tokens`` is how many of the prompt's tokens it found
+    when it was first admitted; None before.
     """
 
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
@@ -32,6 +36,9 @@ class Sequence:
         self.num_computed_tokens = 0
         self.slot = NO_SLOT
         self.block_ids: list[int] = []
+        self.block_hashes = list(request.prompt_block_hashes)
+        self.num_cached_blocks = 0
+        self.num_cached_tokens: int | None = None
         self.finish_reason: str | None = None
 
         params = request.params
@@ -66,6 +73,11 @@ class Sequence:
     @property
     def is_running(self) -> bool:
         return self.slot != NO_SLOT
+
+    @property
+    def may_skip_rows(self) -> bool:
+        """Whether cached blocks can stand for rows: not while prompt tokens are still to be scored from their logits."""
+        return self.prompt_logprobs is None or len(self.prompt_logprobs) == self.num_prompt_tokens
 
     def num_logits(self, count: int) -> int:
         """How many of the next ``count`` rows, the last ones, need their logits.

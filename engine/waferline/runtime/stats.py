@@ -10,8 +10,10 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
     num_requests_running: int  # sequences with a slot
     num_requests_waiting: int  # sequences without
-    kv_cache_usage: float  # share of the KV blocks that are allocated, 0 to 1
+    kv_cache_usage: float  # share of the KV blocks that running sequences hold, 0 to 1
     num_preemptions_total: int
+    prefix_cache_queries_total: int  # tokens looked up in the prefix cache
+    prefix_cache_hits_total: int  # tokens found there
     prompt_tokens_total: int
     generation_tokens_total: int
     request_success_total: dict[str, int]  # completions by finish reason
@@ -32,3 +34,4 @@ class EngineStats(msgspec.Struct, kw_only=True):
     kv_dtype: str
     kv_cache_bytes: int
     num_kv_blocks: int
+    enable_prefix_caching: bool

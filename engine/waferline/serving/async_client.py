@@ -35,12 +35,16 @@ class AsyncClient:
         self._watchdog: asyncio.Handle | None = None
 
     async def generate(
-        self, prompts: Prompts, sampling_params: SamplingParams | list[SamplingParams] | None = None
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """As ``Client.generate``; cancelling the task cancels the requests."""
         inbox: AsyncInbox[EngineOutput] = AsyncInbox()
         self._start_waiting()
-        with closing(Batch(self._connection, prompts, sampling_params, inbox)) as batch:
+        with closing(Batch(self._connection, prompts, sampling_params, cache_salt, inbox)) as batch:
             while not batch.is_done:
                 batch.send()
                 await inbox.wait()
@@ -48,11 +52,16 @@ class AsyncClient:
             return batch.results()
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> AsyncTokenStream:
         """As ``Client.stream``; the request is sent at once, not with the first delta asked for."""
         self._start_waiting()
-        return AsyncTokenStream(self._connection, prompt, sampling_params, request_id)
+        return AsyncTokenStream(self._connection, prompt, sampling_params, request_id, cache_salt)
 
     async def cancel(self, request_id: str) -> None:
         """As ``Client.cancel``."""
@@ -138,10 +147,15 @@ class AsyncTokenStream(Call, AsyncIterator[Delta]):
     """The deltas of one request of an AsyncClient."""
 
     def __init__(
-        self, connection: Connection, prompt: Prompt, params: SamplingParams | None, request_id: str | None = None
+        self,
+        connection: Connection,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None = None,
+        cache_salt: str | None = None,
     ) -> None:
         self._inbox: AsyncInbox[EngineOutput] = AsyncInbox()
-        super().__init__(connection, prompt, params, request_id, self._inbox)
+        super().__init__(connection, prompt, params, request_id, cache_salt, self._inbox)
 
     async def __anext__(self) -> Delta:
         while not self._is_over:

@@ -29,12 +29,13 @@ class Call:
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None,
+        cache_salt: str | None,
         inbox: Inbox[EngineOutput],
     ) -> None:
         self._connection = connection
         self.accepted: Accepted | None = None
         self.finished: Finished | None = None
-        self.request_id = connection.generate(prompt, params or SamplingParams(), inbox, request_id)
+        self.request_id = connection.generate(prompt, params or SamplingParams(), inbox, request_id, cache_salt)
         self._is_over = False
 
     def close(self) -> None:
@@ -66,9 +67,11 @@ class Batch:
         connection: Connection,
         prompts: Prompts,
         params: SamplingParams | list[SamplingParams] | None,
+        cache_salt: str | None,
         inbox: Inbox[EngineOutput],
     ) -> None:
         self._connection = connection
+        self._cache_salt = cache_salt
         self._inbox = inbox
         self._waiting = deque(enumerate(pair_prompts(prompts, params)))
         self._in_flight: dict[str, tuple[int, RequestCollector]] = {}
@@ -83,7 +86,7 @@ class Batch:
         while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
             index, (prompt, params) = self._waiting.popleft()
             try:
-                request_id = self._connection.generate(prompt, params, self._inbox)
+                request_id = self._connection.generate(prompt, params, self._inbox, cache_salt=self._cache_salt)
             except RequestFailed as error:
                 raise RequestFailed(error.code, f"prompts[{index}]: {error.message}") from None
             self._in_flight[request_id] = index, RequestCollector(request_id, prompt, params)

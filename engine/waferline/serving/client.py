@@ -43,15 +43,20 @@ class Client:
         self._poller.register(self._connection.monitor, zmq.POLLIN)
 
     def generate(
-        self, prompts: Prompts, sampling_params: SamplingParams | list[SamplingParams] | None = None
+        self,
+        prompts: Prompts,
+        sampling_params: SamplingParams | list[SamplingParams] | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """Complete one prompt or a list of them; the outputs, in the order of the prompts.
 
-        A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each. Raises
-        RequestFailed, naming the prompt's index, where one fails; the others are cancelled then, as they are by Ctrl-C.
+        A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each.
+        ``cache_salt``: cached prefixes are shared only with requests of the same salt. Raises RequestFailed, naming the
+        prompt's index, where one fails; the others are cancelled then, as they are by Ctrl-C.
         """
         inbox: Inbox[EngineOutput] = Inbox()
-        with closing(Batch(self._connection, prompts, sampling_params, inbox)) as batch:
+        with closing(Batch(self._connection, prompts, sampling_params, cache_salt, inbox)) as batch:
             while not batch.is_done:
                 batch.send()
                 self._wait(inbox)
@@ -59,14 +64,19 @@ class Client:
             return batch.results()
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        cache_salt: str | None = None,
     ) -> TokenStream:
         """Send a request; its deltas, one for each token of each completion, as they arrive.
 
         Closing or dropping the stream before its end cancels the request. ``request_id`` is what ``cancel`` takes; one
         is made up where it is not given. Raises RequestFailed where the request fails.
         """
-        return TokenStream(self, prompt, sampling_params, request_id)
+        return TokenStream(self, prompt, sampling_params, request_id, cache_salt)
 
     def cancel(self, request_id: str) -> None:
         """End a request of this client early; its stream ends after the tokens that are on their way."""
@@ -118,11 +128,16 @@ class TokenStream(Call, Iterator[Delta]):
     """The deltas of one request of a Client."""
 
     def __init__(
-        self, client: Client, prompt: Prompt, params: SamplingParams | None, request_id: str | None = None
+        self,
+        client: Client,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        request_id: str | None = None,
+        cache_salt: str | None = None,
     ) -> None:
         self._client = client
         self._inbox: Inbox[EngineOutput] = Inbox()
-        super().__init__(client._connection, prompt, params, request_id, self._inbox)
+        super().__init__(client._connection, prompt, params, request_id, cache_salt, self._inbox)
 
     def __next__(self) -> Delta:
         while not self._is_over:

@@ -47,10 +47,15 @@ class Connection:
         self.take_in()
 
     def generate(
-        self, prompt: Prompt, params: SamplingParams, inbox: Inbox[EngineOutput], request_id: str | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        inbox: Inbox[EngineOutput],
+        request_id: str | None = None,
+        cache_salt: str | None = None,
     ) -> str:
         """Send a request whose outputs go to ``inbox``; its id."""
-        request_id, frame = self.session.generate(prompt, params, inbox, request_id)
+        request_id, frame = self.session.generate(prompt, params, inbox, request_id, cache_salt)
         self.send(frame)
         return request_id
 

@@ -36,6 +36,7 @@ class EngineConfig(msgspec.Struct, tag="config", kw_only=True):
     max_num_batched_tokens: int | None = None
     kv_cache_memory: int | None = None  # bytes
     kv_dtype: str | None = None
+    enable_prefix_caching: bool | None = None
 
 
 class Abort(msgspec.Struct, tag="abort"):

@@ -32,7 +32,15 @@ from .engine_link import (
 
 OnOutput = Callable[[list[EngineOutput]], None]
 FLUSH_MS = 1000  # for the last reports, when the process ends
-LIMITS = ("threads", "max_num_seqs", "max_model_len", "max_num_batched_tokens", "kv_cache_memory", "kv_dtype")
+LIMITS = (
+    "threads",
+    "max_num_seqs",
+    "max_model_len",
+    "max_num_batched_tokens",
+    "kv_cache_memory",
+    "kv_dtype",
+    "enable_prefix_caching",
+)
 
 
 class Engine(Protocol):

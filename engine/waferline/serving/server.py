@@ -188,7 +188,7 @@ class Server:
         name = next(self._new_names)
         self._streams[name] = Stream(client, message.id)
         self._names.setdefault(client, {})[message.id] = name
-        self._engine.send(messages.GenerateRequest(name, message.prompt, message.params))
+        self._engine.send(messages.GenerateRequest(name, message.prompt, message.params, message.cache_salt))
 
     def _refuse(self, client: bytes, error: wire.InvalidMessage) -> None:
         """Answer a message that cannot be taken, without its id where that would seem to end a request in flight."""
@@ -234,7 +234,11 @@ class Server:
             case messages.Finished():
                 self._remove(output.request_id)
                 message = wire.Finished(
-                    stream.id, output.finish_reasons, output.num_prompt_tokens, output.num_output_tokens
+                    stream.id,
+                    output.finish_reasons,
+                    output.num_prompt_tokens,
+                    output.num_output_tokens,
+                    output.num_cached_tokens,
                 )
             case messages.RequestError():
                 self._remove(output.request_id)

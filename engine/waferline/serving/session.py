@@ -19,6 +19,7 @@ from ..runtime.errors import (
     RequestFailed,
 )
 from ..runtime.messages import Accepted, EngineOutput, Finished, RequestError
+from ..runtime.prompts import check_cache_salt
 from ..runtime.sampling_params import SamplingParams
 from . import wire
 
@@ -79,7 +80,12 @@ class Session:
         return bool(self._requests or self._pings or self._stats)
 
     def generate(
-        self, prompt: str | list[int], params: SamplingParams, inbox: Inbox[EngineOutput], request_id: str | None = None
+        self,
+        prompt: str | list[int],
+        params: SamplingParams,
+        inbox: Inbox[EngineOutput],
+        request_id: str | None = None,
+        cache_salt: str | None = None,
     ) -> tuple[str, bytes]:
         """The request's id, and the frame to send. Raises RequestFailed for what no server would take."""
         if request_id is None:
@@ -89,8 +95,9 @@ class Session:
             raise RequestFailed(INVALID_REQUEST, message)
         if request_id in self._requests:
             raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
+        check_cache_salt(cache_salt)
         try:
-            frame = wire.encode(wire.Generate(request_id, prompt, params))
+            frame = wire.encode(wire.Generate(request_id, prompt, params, cache_salt))
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestFailed(INVALID_REQUEST, f"prompt: {error}") from None
         if len(frame) > wire.MAX_MESSAGE_BYTES:
@@ -130,9 +137,10 @@ class Session:
             case wire.Accepted(request_id, prompt_token_ids, seed):
                 if (request := self._requests.get(request_id)) is not None:
                     request.inbox.put(Accepted(request_id, prompt_token_ids, seed))
-            case wire.Finished(request_id, finish_reasons, num_prompt_tokens, num_output_tokens):
+            case wire.Finished(request_id, finish_reasons, num_prompt_tokens, num_output_tokens, num_cached_tokens):
                 if (request := self._requests.pop(request_id, None)) is not None:
-                    request.inbox.put(Finished(request_id, finish_reasons, num_prompt_tokens, num_output_tokens))
+                    counts = num_prompt_tokens, num_output_tokens, num_cached_tokens
+                    request.inbox.put(Finished(request_id, finish_reasons, *counts))
             case wire.Error():
                 self._feed_error(message)
             case wire.Pong():

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from ..runtime.errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
 from ..runtime.messages import Delta, TokenLogprob
+from ..runtime.prompts import MAX_CACHE_SALT_LENGTH
 from ..runtime.sampling_params import SamplingParams
 
 PROTOCOL_VERSION = 1
@@ -29,10 +30,11 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Nonce = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
-class Generate(msgspec.Struct, tag_field="type", tag="generate", forbid_unknown_fields=True):
+class Generate(msgspec.Struct, tag_field="type", tag="generate", forbid_unknown_fields=True, omit_defaults=True):
     id: RequestId
     prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[TokenId], Meta(min_length=1)]
     params: SamplingParams = msgspec.field(default_factory=SamplingParams)
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_CACHE_SALT_LENGTH)] | None = None
 
 
 class Cancel(msgspec.Struct, tag_field="type", tag="cancel", forbid_unknown_fields=True):
@@ -102,6 +104,7 @@ class Finished(msgspec.Struct, tag_field="type", tag="finished"):
     finish_reasons: list[str]
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0
 
 
 class Error(msgspec.Struct, tag_field="type", tag="error", omit_defaults=True):
