@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SAMPLING
 
 from ..model.load import Model
-from .constraints import Constraints, pack_request_constraints
 from .block_hash import extend_block_hashes
+from .constraints import Constraints, pack_request_constraints
 from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
 from .messages import GenerateRequest
 from .prompts import check_cache_salt
