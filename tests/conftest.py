@@ -45,6 +45,10 @@ def target(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="try hundreds of schedules where a few are tried else")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: takes many seconds and gigabytes; runs where WAFERLINE_LARGE_TESTS=1")
 

@@ -50,9 +50,11 @@ class RecordingCore:
 
         self.core._executor.run = run_slowly
 
-    def add(self, request_id: str, prompt: Any, params: Any = None, **fields: Any) -> None:
+    def add(
+        self, request_id: str, prompt: Any, params: Any = None, cache_salt: str | None = None, **fields: Any
+    ) -> None:
         params = params or SamplingParams(**fields)
-        self._requests[request_id] = GenerateRequest(request_id, prompt, params)
+        self._requests[request_id] = GenerateRequest(request_id, prompt, params, cache_salt)
         self.core.add(self._requests[request_id])
 
     def wait_for_deltas(self, request_id: str, count: int) -> list[Delta]:

@@ -3,6 +3,7 @@ lost or not computed again changes them."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,7 +32,7 @@ class ScriptedExecutor(StepwiseExecutor):
         program: Any = SimpleNamespace(dims=DIMS)
         super().__init__(program, Placement(np.zeros(0), (0,)), limits)
         self.ring = Ring(2 * MAX_STEPS * limits.max_num_seqs + 2 * limits.max_num_logits)
-        self._kv = np.zeros((limits.num_kv_blocks, KV_BLOCK_SIZE), np.int64)
+        self.kv = np.zeros((limits.num_kv_blocks, KV_BLOCK_SIZE), np.int64)
 
     def _step(self, program: Any, batch: NDArray[np.void]) -> NDArray[np.void]:
         table, entries = self.sequences, []
@@ -39,8 +40,8 @@ class ScriptedExecutor(StepwiseExecutor):
             positions = np.arange(start + count)
             at = (table.block_tables[slot, positions // KV_BLOCK_SIZE], positions % KV_BLOCK_SIZE)
             computed = positions[start:]
-            self._kv[at[0][start:], at[1][start:]] = table.tokens[slot, computed] * (computed + 1)
-            sums = self._kv[at].cumsum().tolist()
+            self.kv[at[0][start:], at[1][start:]] = kv_of(table.tokens[slot, computed], computed)
+            sums = self.kv[at].cumsum().tolist()
             for end in range(start + count - num_logits + 1, start + count + 1):
                 entries.append(self._entry(slot, end, sums[end - 1]))
         published = empty_entries(len(entries))
@@ -54,7 +55,7 @@ class ScriptedExecutor(StepwiseExecutor):
         table, params = self.sequences, self.sequences.sampling[slot]
         if position < table.num_tokens[slot]:
             return {"slot": slot, "position": position, "token": table.tokens[slot, position], "is_prompt": 1}
-        token = next_token(context, position, int(params["seed"]))
+        token = next_token(context, position, int(params["seed"] + params["completion_index"]))
         table.tokens[slot, position] = token
         table.num_tokens[slot] = position + 1
         finish = Finish.NONE
@@ -65,15 +66,20 @@ class ScriptedExecutor(StepwiseExecutor):
         return {"slot": slot, "position": position, "token": token, "finish": finish}
 
 
+def kv_of(tokens: NDArray[np.int32], positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """What stands for the keys and values of ``tokens`` at ``positions``; never 0, which is a block's first content."""
+    return (tokens + 1) * (positions + 1)
+
+
 def next_token(context: int, position: int, seed: int) -> int:
     return (context * 31 + position * 7 + seed) % VOCAB
 
 
-def expected_tokens(prompt: list[int], max_tokens: int, seed: int, stop_ids: tuple[int, ...] = ()) -> list[int]:
+def expected_tokens(prompt: list[int], max_tokens: int, seed: int, stop_ids: Collection[int] = ()) -> list[int]:
     """What the executor gives after ``prompt``, worked out without blocks or slots."""
     tokens = list(prompt)
     while len(tokens) < len(prompt) + max_tokens:
-        context = sum(token * (at + 1) for at, token in enumerate(tokens))
+        context = sum((token + 1) * (at + 1) for at, token in enumerate(tokens))
         tokens.append(next_token(context, len(tokens), seed))
         if tokens[-1] in stop_ids:
             break
@@ -96,16 +102,26 @@ class LetterTokenizer:
         return chr(ord("a") + token_id)
 
 
-def make_sequence(
+def make_request(
     prompt: list[int],
     max_tokens: int,
     seed: int = 0,
     name: str = "r",
+    *,
+    n: int = 1,
     prompt_logprobs: int | None = None,
+    stop: str | None = None,
     stop_ids: tuple[int, ...] = (),
-) -> Sequence:
-    params = SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs)
-    request = Request(name, prompt, params, seed, max_tokens, list(stop_ids), frozenset(stop_ids))
+    cache_salt: str | None = None,
+) -> Request:
+    params = SamplingParams(n=n, max_tokens=max_tokens, stop=stop, prompt_logprobs=prompt_logprobs)
+    request = Request(
+        name, prompt, params, seed, max_tokens, list(stop_ids), frozenset(stop_ids), cache_salt=cache_salt
+    )
     tokenizer: Any = LetterTokenizer()
-    request.sequences = [Sequence(request, 0, tokenizer)]
-    return request.sequences[0]
+    request.sequences = [Sequence(request, index, tokenizer) for index in range(n)]
+    return request
+
+
+def make_sequence(prompt: list[int], max_tokens: int, seed: int = 0, name: str = "r", **options: Any) -> Sequence:
+    return make_request(prompt, max_tokens, seed, name, **options).sequences[0]

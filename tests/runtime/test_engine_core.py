@@ -322,6 +322,7 @@ def test_an_idle_engine_uses_no_cpu(tiny_model: Model) -> None:
         ({"kv_dtype": "int8"}, ValueError, "kv_dtype: 'int8', expected one of auto, f32"),
         ({"kv_cache_memory": 10}, ValueError, "kv_cache_memory: 10 bytes, expected at least"),
         ({"threads": 0}, ValueError, "threads: 0, expected 1 to"),
+        ({"enable_prefix_caching": 1}, TypeError, "enable_prefix_caching: 1, expected True or False"),
     ],
 )
 def test_limits_that_cannot_be_met_are_refused(

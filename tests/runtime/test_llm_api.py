@@ -161,6 +161,26 @@ with LLM({str(TINY_MODEL)!r}) as llm:
     assert (result.returncode, result.stdout) == (0, "interrupted\n1\n"), result.stderr
 
 
+def test_prompts_share_what_is_cached_with_those_of_their_salt(llm: LLM) -> None:
+    prompt = [7] * 40
+    assert [output.num_cached_tokens for output in llm.generate([prompt] * 2, cache_salt="a")] == [0, 32]
+    hits = llm.stats()["prefix_cache_hits_total"]
+    list(llm.stream(prompt, cache_salt="b"))
+    assert llm.stats()["prefix_cache_hits_total"] == hits
+    list(llm.stream(prompt, cache_salt="b"))
+    assert llm.stats()["prefix_cache_hits_total"] == hits + 32
+
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL, enable_prefix_caching=True) as llm:
+            outputs = [(await llm.generate(prompt, cache_salt=salt))[0] for salt in "aab"]
+            assert [output.num_cached_tokens for output in outputs] == [0, 32, 0]
+            async for _ in llm.stream(prompt, cache_salt="b"):
+                pass
+            assert llm.stats()["prefix_cache_hits_total"] == 64
+
+    asyncio.run(run())
+
+
 def test_async_streams_run_side_by_side() -> None:
     async def run() -> None:
         async with AsyncLLM(TINY_MODEL) as llm:

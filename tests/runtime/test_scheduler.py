@@ -8,82 +8,99 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from scripted import VOCAB, ScriptedExecutor, expected_tokens, make_sequence
+from invariants import check_blocks, check_contents
+from scripted import VOCAB, LetterTokenizer, ScriptedExecutor, expected_tokens, make_request, make_sequence
+from stepper import run_all, run_step
 
-from waferline.runtime.messages import TokenLogprob
-from waferline.runtime.output_processor import append_prompt_logprobs, append_token, unpack_entries
-from waferline.runtime.scheduler import MAX_STEPS, ScheduledStep, Scheduler
+from waferline.runtime.output_processor import append_token, unpack_entries
+from waferline.runtime.scheduler import MAX_STEPS, Scheduler
 from waferline.runtime.sequence import Sequence
-from waferline_kernels.executor import RunResult, StopReason
+from waferline_kernels.executor import StopReason
 from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits
 
 STOP_IDS = (7, 31)
+STOP_ID = 20  # of the stop string, which Python finds after the executor has gone on
+STOP_STRING = LetterTokenizer().token_text(STOP_ID)
 
 
 def make_scheduler(
-    seqs: int = 4, rows: int = 64, blocks: int = 32, max_model_len: int = 128, logits: int | None = None
+    seqs: int = 4,
+    rows: int = 64,
+    blocks: int = 32,
+    max_model_len: int = 128,
+    logits: int | None = None,
+    enable_prefix_caching: bool = True,
 ) -> tuple[Scheduler, ScriptedExecutor]:
     limits = ExecutorLimits(seqs, min(max_model_len, blocks * KV_BLOCK_SIZE), rows, logits or max(seqs, 8), blocks)
     executor = ScriptedExecutor(limits)
-    return Scheduler(limits, executor.sequences), executor
-
-
-def run_step(scheduler: Scheduler, executor: ScriptedExecutor, step: ScheduledStep) -> RunResult:
-    """What the engine does with a step."""
-    result = executor.run(None, step.batch, step.max_steps)
-    for slot, position, token, is_prompt, finish, _, _ in unpack_entries(executor.ring.drain()):
-        sequence = scheduler.slots[slot]
-        assert sequence is not None
-        if is_prompt:
-            append_prompt_logprobs(sequence, position, [TokenLogprob(token, 0.0, 1, "")])
-        elif not sequence.is_finished:
-            delta = append_token(sequence, token, finish, 0, None)
-            if delta.finish_reason:
-                scheduler.finish(sequence, delta.finish_reason)
-    scheduler.update(step, result.num_steps)
-    return result
-
-
-def run_all(scheduler: Scheduler, executor: ScriptedExecutor) -> list[ScheduledStep]:
-    steps = []
-    while (step := scheduler.schedule()) is not None:
-        run_step(scheduler, executor, step)
-        steps.append(step)
-        assert len(steps) < 10_000, "no end"
-    return steps
+    return Scheduler(limits, executor.sequences, enable_prefix_caching=enable_prefix_caching), executor
 
 
 class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         seqs=st.integers(1, 5),
         spare_rows=st.integers(0, 40),
-        blocks=st.integers(1, 12),
+        blocks=st.integers(1, 16),
         spare_logits=st.integers(0, 5),
+        enable_prefix_caching=st.sampled_from([True, True, False]),
     )
-    def start(self, seqs: int, spare_rows: int, blocks: int, spare_logits: int) -> None:
-        self.scheduler, self.executor = make_scheduler(seqs, seqs + spare_rows, blocks, logits=seqs + spare_logits)
+    def start(self, seqs: int, spare_rows: int, blocks: int, spare_logits: int, enable_prefix_caching: bool) -> None:
+        self.scheduler, self.executor = make_scheduler(
+            seqs,
+            seqs + spare_rows,
+            blocks,
+            logits=seqs + spare_logits,
+            enable_prefix_caching=enable_prefix_caching,
+        )
         self.limits = self.executor.limits
         self.all: list[Sequence] = []
 
-    @rule(seeds=st.lists(st.integers(0, 999), min_size=1, max_size=4), may_stop=st.booleans())
-    def add(self, seeds: list[int], may_stop: bool) -> None:
-        longest = self.limits.max_model_len
+    @rule(seeds=st.lists(st.integers(0, 999), min_size=1, max_size=4), n=st.sampled_from([1, 1, 2, 4]))
+    def add(self, seeds: list[int], n: int) -> None:
+        """Requests of ``n`` completions, whose prompts are often one another's beginning."""
         for seed in seeds:
             random = np.random.default_rng(seed)
-            prompt = random.integers(VOCAB, size=random.integers(1, longest // 2 + 1)).tolist()
-            max_tokens = int(random.integers(1, longest - len(prompt) + 1))
-            name, prompt_logprobs = f"r{len(self.all)}", 0 if seed % 2 else None
-            stop_ids = STOP_IDS if may_stop else ()
-            sequence = make_sequence(prompt, max_tokens, seed, name, prompt_logprobs, stop_ids)
+            stem = np.random.default_rng(seed % 2).integers(VOCAB, size=self.limits.max_model_len)
+            prompt = stem[: random.integers(1, self.limits.max_model_len // 2 + 1)].tolist()
+            prompt[-1] = int(random.integers(VOCAB))
+            self.request(prompt, random, n)
+
+    @precondition(lambda self: any(sequence.is_finished for sequence in self.all))
+    @rule(data=st.data())
+    def append(self, data: st.DataObject) -> None:
+        """A conversation's next turn: a completion goes on."""
+        former = data.draw(st.sampled_from([sequence for sequence in self.all if sequence.is_finished]))
+        prompt = [*former.token_ids, *data.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=20))]
+        if len(prompt) < self.limits.max_model_len:
+            self.request(prompt, np.random.default_rng(len(self.all)), 1, former.request.cache_salt)
+
+    def request(self, prompt: list[int], random: np.random.Generator, n: int, cache_salt: str | None = None) -> None:
+        request = make_request(
+            prompt,
+            max_tokens=int(random.integers(1, self.limits.max_model_len - len(prompt) + 1)),
+            seed=int(random.integers(1000)),
+            name=f"r{len(self.all)}",
+            n=n,
+            prompt_logprobs=0 if random.random() < 0.25 else None,
+            stop=STOP_STRING if random.random() < 0.3 else None,
+            stop_ids=STOP_IDS if random.random() < 0.5 else (),
+            cache_salt=cache_salt or str(random.choice(["one", "two"])),
+        )
+        for sequence in request.sequences:
             self.all.append(sequence)
             self.scheduler.add(sequence)
 
-    @precondition(lambda self: self.scheduler.waiting or self.scheduler.running)
+    @precondition(lambda self: self.scheduler.has_work)
     @rule(data=st.data())
-    def abort(self, data: st.DataObject) -> None:
+    def cancel(self, data: st.DataObject) -> None:
         alive = [sequence for sequence in self.all if not sequence.is_finished]
         if alive:
             self.scheduler.finish(data.draw(st.sampled_from(alive)), "abort")
+
+    @precondition(lambda self: self.scheduler.running and not self.scheduler.running[-1].is_finished)
+    @rule()
+    def preempt(self) -> None:
+        self.scheduler._preempt(self.scheduler.running.pop())
 
     @rule(times=st.integers(1, 10))
     def steps(self, times: int) -> None:
@@ -93,6 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self) -> None:
         alive = [sequence for sequence in self.all if not sequence.is_finished]
         step = self.scheduler.schedule()
+        check_blocks(self.scheduler)
         assert (step is None) == (not alive)
         if step is None:
             return
@@ -100,13 +118,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert alive[0] in step.sequences, "the oldest always advances"
         assert step.batch["count"].sum() <= self.limits.max_num_batched_tokens
         assert step.batch["num_logits"].sum() <= self.limits.max_num_logits
-        before = {sequence.request.request_id: sequence.num_computed_tokens for sequence in step.sequences}
-        result = run_step(self.scheduler, self.executor, step)
+        before = {id(sequence): sequence.num_computed_tokens for sequence in step.sequences}
+        result, _ = run_step(self.scheduler, self.executor, step)
         assert result.num_steps >= 1
         # Nothing else ends a run early: reserved blocks suffice, and no flag is left over from an earlier sequence.
         assert result.reason in (StopReason.STEPS, StopReason.FINISHED)
         for sequence in step.sequences:
-            assert sequence.num_computed_tokens > before[sequence.request.request_id]
+            assert sequence.num_computed_tokens > before[id(sequence)]
             assert sequence.is_finished or sequence.num_computed_tokens < sequence.num_tokens
 
     @invariant()
@@ -116,15 +134,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert numbers == sorted(numbers)
 
     @invariant()
-    def every_block_has_one_owner(self) -> None:
-        pool, running = self.scheduler.block_pool, self.scheduler.running
-        held = [block_id for sequence in running for block_id in sequence.block_ids]
-        assert len(held) == len(set(held)) == pool.num_blocks - pool.num_free
-        for sequence in running:
-            table = self.executor.sequences.block_tables[sequence.slot]
-            assert table[: len(sequence.block_ids)].tolist() == sequence.block_ids
-            assert self.scheduler.slots[sequence.slot] is sequence
-        assert not any(sequence.block_ids or sequence.is_running for sequence in self.scheduler.waiting)
+    def blocks_are_held_and_shared_rightly(self) -> None:
+        check_blocks(self.scheduler)
+        check_contents(self.scheduler, self.executor, self.all)
+        assert self.scheduler._enable_prefix_caching or not self.scheduler.block_pool._cached
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -135,21 +148,22 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.kv_cache_usage == self.scheduler.num_running == 0
         for sequence in self.all:
             request = sequence.request
+            stop_ids = [*request.stop_ids, *([STOP_ID] if request.params.stop else [])]
             expected = expected_tokens(
-                request.prompt_token_ids, request.max_tokens, request.seed, tuple(request.stop_ids)
+                request.prompt_token_ids, request.max_tokens, request.seed + sequence.index, stop_ids
             )
             output = sequence.token_ids[sequence.num_prompt_tokens :]
             if sequence.finish_reason == "abort":
                 assert output == expected[: len(output)]
                 continue
             assert output == expected
-            assert sequence.finish_reason == ("stop" if output[-1] in request.stop_ids else "length")
+            assert sequence.finish_reason == ("stop" if output[-1] in stop_ids else "length")
             if sequence.prompt_logprobs is not None:
                 scored = [logprobs[0].token_id for logprobs in sequence.prompt_logprobs[1:]]
                 assert scored == request.prompt_token_ids[1:]
 
 
-SchedulerMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=20, deadline=None)
 TestScheduler = SchedulerMachine.TestCase
 
 

@@ -112,9 +112,7 @@ class FakeEngine:
         num_prompt_tokens = len(prompt_ids(request.prompt))
         n = request.params.n
         num_cached_tokens = len(request.cache_salt or "")
-        return Finished(
-            request.request_id, [reason] * n, num_prompt_tokens, n * running.num_tokens, num_cached_tokens
-        )
+        return Finished(request.request_id, [reason] * n, num_prompt_tokens, n * running.num_tokens, num_cached_tokens)
 
 
 def prompt_ids(prompt: str | list[int]) -> list[int]:

@@ -337,6 +337,28 @@ def test_a_timeout_that_is_none(timeout: float) -> None:
         Client(timeout=timeout)
 
 
+def test_a_cache_salt_goes_to_the_engine_and_the_cached_tokens_come_back(server: RunningServer, client: Client) -> None:
+    [output] = client.generate("echo", cache_salt="abc")
+    assert output.num_cached_tokens == 3
+    stream = client.stream("echo", cache_salt="abcd")
+    list(stream)
+    assert stream.finished is not None
+    assert stream.finished.num_cached_tokens == 4
+    with pytest.raises(RequestFailed, match="cache_salt: '', expected None or text of 1 to 256 characters"):
+        client.generate("echo", cache_salt="")
+
+    async def body(client: AsyncClient) -> None:
+        [output] = await client.generate("echo", cache_salt="abc")
+        assert output.num_cached_tokens == 3
+        stream = client.stream("echo", cache_salt="abcd")
+        async for _ in stream:
+            pass
+        assert stream.finished is not None
+        assert stream.finished.num_cached_tokens == 4
+
+    run_async(server, body)
+
+
 def test_async_generate_and_stream(server: RunningServer) -> None:
     async def body(client: AsyncClient) -> None:
         async def count(length: int) -> int:
