@@ -62,6 +62,9 @@ class Executor(ABC):
         self.placement = placement
         self.sequences = SequenceTable.allocate(limits, self.dims.vocab)
         self.ring: Any = Ring(ring_capacity(limits))
+        self.profile_ns: NDArray[np.int64] | None = None
+        """int64 [instructions, 2]: where set, the native backend's `run` adds to it the nanoseconds that worker 0 worked on
+        each instruction and then waited at the barrier."""
         self.logits = aligned_zeros((limits.max_num_logits, self.dims.buffer_stride(Buffer.LOGITS)), np.float32)
         """float32 [max_num_logits, stride]: logits of the last step's wanted rows, in the batch's order."""
 

@@ -195,6 +195,9 @@ class ProgramBuilder:
         self._tensors: list[TensorSpec] = []
         self._instructions: list[tuple[float, ...]] = []
 
+    def __len__(self) -> int:
+        return len(self._instructions)
+
     def tensor(self, spec: TensorSpec) -> int:
         self._tensors.append(spec)
         return len(self._tensors) - 1

@@ -47,6 +47,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+TILE_K = 64
 TILE_N = 16
 LINE_BYTES = 64
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register

@@ -11,7 +11,15 @@ try:
 except ImportError as error:
     _IMPORT_ERROR = str(error)
 else:
-    from .executor import NativeExecutor, choose_level, measure_read, supported_levels
+    from .executor import (
+        NativeExecutor,
+        choose_level,
+        level_kernels,
+        measure_barrier,
+        measure_peak,
+        measure_read,
+        supported_levels,
+    )
 
 
 def is_available() -> bool:
@@ -22,4 +30,14 @@ def unavailable_reason() -> str:
     return f"its native extension was not built or does not load ({_IMPORT_ERROR})"
 
 
-__all__ = ["NativeExecutor", "choose_level", "is_available", "measure_read", "supported_levels", "unavailable_reason"]
+__all__ = [
+    "NativeExecutor",
+    "choose_level",
+    "is_available",
+    "level_kernels",
+    "measure_barrier",
+    "measure_peak",
+    "measure_read",
+    "supported_levels",
+    "unavailable_reason",
+]

@@ -40,7 +40,14 @@ cdef extern from "kernels.h":
         int64_t codes_stride, groups_stride
     ctypedef struct KernelTable:
         const char *level
-        uint64_t read(const uint8_t *, int64_t) nogil
+        # Only whether they are there is asked of these; C alone calls them.
+        void *matmul[4]
+        void *rms_norm
+        void *quantize
+        void *attend
+        void *max
+        void *exp_sum
+        void *read
     const KernelTable kernels_base
     int64_t SCRATCH_BYTES(int64_t)
     enum: ARENA_SLACK
@@ -158,6 +165,10 @@ cdef extern from "executor.h":
 cdef extern from "bandwidth.h":
     double c_measure_read "measure_read"(const KernelTable *, int, int *, int64_t, int) nogil
 
+cdef extern from "limits.h":
+    double c_measure_peak "measure_peak"(const KernelTable *, int, int *, int, int64_t) nogil
+    double c_measure_barrier "measure_barrier"(int, int *, int) nogil
+
 LEVELS = ("base", "avx2", "avx512", "amx")
 STRUCT_SIZES = {
     "Instruction": sizeof(Instruction),
@@ -173,6 +184,47 @@ LARGEST_HEAD_DIM = MAX_HEAD_DIM
 def supported_levels():
     """The instruction-set levels that this processor and operating system run, lowest first."""
     return tuple(name for number, name in enumerate(LEVELS) if supported_kernels(number) != NULL)
+
+
+def kernel_table(level):
+    """The kernels of a supported level: (operation, code of the weights' format) each, -1 where it reads no weights."""
+    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cdef int format
+    matmuls = [("matmul", format) for format in range(4) if kernels.matmul[format] != NULL]
+    rows = {
+        "rms_norm": kernels.rms_norm != NULL,
+        "quantize": kernels.quantize != NULL,
+        "attend": kernels.attend != NULL,
+        "max": kernels.max != NULL,
+        "exp_sum": kernels.exp_sum != NULL,
+        "read": kernels.read != NULL,
+    }
+    return [*matmuls, *((operation, -1) for operation, is_there in rows.items() if is_there)]
+
+
+def measure_peak(level, int num_workers, cpus, int format, int64_t macs):
+    """Multiply-adds a second of the team, each worker doing ``macs`` with the level's dot product for ``format``."""
+    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cpu_array = None if cpus is None else np.array(cpus, np.int32)
+    cdef int *cpu_list = NULL if cpus is None else <int *>address(cpu_array)
+    cdef double rate
+    with nogil:
+        rate = c_measure_peak(kernels, num_workers, cpu_list, format, macs)
+    if rate < 0:
+        raise MemoryError(f"no threads for {num_workers} workers")
+    return rate
+
+
+def measure_barrier(int num_workers, cpus, int count):
+    """Seconds of a barrier of the team, from ``count`` of them."""
+    cpu_array = None if cpus is None else np.array(cpus, np.int32)
+    cdef int *cpu_list = NULL if cpus is None else <int *>address(cpu_array)
+    cdef double seconds
+    with nogil:
+        seconds = c_measure_barrier(num_workers, cpu_list, count)
+    if seconds < 0:
+        raise MemoryError(f"no threads for {num_workers} workers")
+    return seconds
 
 
 def measure_read(level, int num_workers, cpus, int64_t size, int sweeps):

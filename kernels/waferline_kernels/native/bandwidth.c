@@ -36,6 +36,7 @@ double measure_read(const KernelTable *kernels, int num_workers, const int *cpus
     double seconds = -1.0;
     if (has_memory) {
         struct timespec begin, end;
+        team_attach(team);
         team_run(team, touch_part, &s);
         team_run(team, read_part, &s); /* once unmeasured, into the caches */
         s.sweeps = sweeps;

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..placement import SHARE, Placement, check_placement
 from ..program import INSTRUCTION, Buffer, Program
 from ..ring import ENTRY
 from ..sequences import SAMPLING, SPAN, ExecutorLimits
-from ..tiles import ALIGNMENT, GROUP, SUBGROUPS, TILE_N, round_up
+from ..tiles import ALIGNMENT, GROUP, SUBGROUPS, TILE_N, TileFormat, round_up
 from . import _native
 
 PRIVATE_ROWS = 4  # executor.c: rows that every worker prepares for itself
@@ -51,7 +52,29 @@ def choose_level(level: str | None) -> str:
 
 def measure_read(num_workers: int, cpus: tuple[int, ...] | None, footprint: int, sweeps: int) -> float:
     """Seconds that ``num_workers`` threads take to read ``footprint`` bytes, ``sweeps`` times over, prefetched."""
-    return _native.measure_read(choose_level(None), num_workers, cpus, footprint, sweeps)
+    return _on_its_own_thread(_native.measure_read, choose_level(None), num_workers, cpus, footprint, sweeps)
+
+
+def measure_peak(num_workers: int, cpus: tuple[int, ...] | None, format: TileFormat, macs: int, level: str) -> float:
+    """Multiply-adds a second of ``num_workers`` threads, each doing ``macs`` of them on operands in registers, with the
+    dot product that ``level`` has for weights of ``format``."""
+    return _on_its_own_thread(_native.measure_peak, level, num_workers, cpus, format.code, macs)
+
+
+def measure_barrier(num_workers: int, cpus: tuple[int, ...] | None, count: int) -> float:
+    """Seconds of a barrier of ``num_workers`` threads, the mean of ``count`` with nothing to do between."""
+    return _on_its_own_thread(_native.measure_barrier, num_workers, cpus, count)
+
+
+def _on_its_own_thread(measure: Callable[..., float], *arguments: object) -> float:
+    """What is measured pins its worker 0, which must not be whoever asks."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(measure, *arguments).result()
+
+
+def level_kernels(level: str) -> list[tuple[str, int | None]]:
+    """The kernels of a supported level: (operation, code of its weights' format or None)."""
+    return [(operation, None if code < 0 else code) for operation, code in _native.kernel_table(level)]
 
 
 class NativeRing:
@@ -87,10 +110,9 @@ class NativeExecutor(Executor):
     ) -> None:
         super().__init__(program, placement, limits)
         self.level = choose_level(level)
-        self.profile_ns: NDArray[np.int64] | None = None
-        """int64 [instructions, 2]: where set, `run` adds the nanoseconds worker 0 worked on each and then waited."""
         self._tensors = program.tensors
         check_placement(program, placement)
+        self._check_formats()
         dims = self.dims
         if dims.head_dim > _native.LARGEST_HEAD_DIM:
             raise ValueError(f"head_dim: {dims.head_dim}, expected at most {_native.LARGEST_HEAD_DIM}")
@@ -122,6 +144,14 @@ class NativeExecutor(Executor):
         )
         self.ring = NativeRing(self._core, capacity)
         self._load(weights)
+
+    def _check_formats(self) -> None:
+        codes = {code for operation, code in level_kernels(self.level) if operation == "matmul"}
+        for tensor in self._tensors:
+            if not tensor.is_table and tensor.format.code not in codes:
+                raise ValueError(
+                    f"program: {tensor.name} is in {tensor.format.name}, which {self.level} has no kernel for"
+                )
 
     def _quantized_rows(self, rows: int) -> tuple[NDArray[Any], ...]:
         """Codes int8 [rows, K], scales float32 [rows, G] and sums int32 [rows, 4 G] for up to ``rows`` rows.

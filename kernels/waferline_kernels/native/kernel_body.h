@@ -20,6 +20,7 @@ enum { PREFETCH_BYTES = 512 };
 
 #include "kernel_attention.h"
 #include "kernel_matmul.h"
+#include "kernel_peak.h"
 #include "kernel_rows.h"
 
 const KernelTable NAMED(kernels) = {
@@ -38,4 +39,11 @@ const KernelTable NAMED(kernels) = {
     .argmax = NAMED(argmax),
     .exp_sum = NAMED(exp_sum),
     .read = NAMED(read),
+    .peak =
+        {
+            [FORMAT_F32] = NAMED(peak_float),
+            [FORMAT_BF16] = NAMED(peak_float),
+            [FORMAT_Q8] = NAMED(peak_int8),
+            [FORMAT_Q4] = NAMED(peak_int8),
+        },
 };

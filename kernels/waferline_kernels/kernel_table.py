@@ -1,0 +1,55 @@
+"""The kernel table as data: every kernel of every backend that this machine can run.
+
+The native rows are read from the table that the C executor dispatches by; tests hold each to the reference, and
+``waferline bench kernels`` measures each. A kernel's name is its specification: ``matmul_q8_64x16_avx512``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from . import native
+from .tiles import FORMATS, TILE_K, TILE_N, TileFormat
+
+ROW_OPERATIONS = ("rms_norm", "quantize", "attend", "max", "exp_sum")
+"""Those that read no weights; the two last make up the sampling of a token."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """``format`` and ``tile`` are those of the weights, None and "" for a kernel that reads none."""
+
+    operation: str
+    format: TileFormat | None
+    backend: str
+    level: str | None  # the native backend's instruction set
+
+    @property
+    def tile(self) -> str:
+        return f"{TILE_K}x{TILE_N}" if self.format else ""
+
+    @property
+    def target(self) -> str:
+        """The instruction set, or the backend that has but one."""
+        return self.level or self.backend
+
+    @property
+    def name(self) -> str:
+        weights = (self.format.name, self.tile) if self.format else ()
+        return "_".join((self.operation, *weights, self.target))
+
+
+def kernel_table() -> tuple[Kernel, ...]:
+    """Native kernels by level, lowest first, then numba's."""
+    from .numba_backend.state import FORMATS as NUMBA_FORMATS  # here: it loads numba
+
+    by_code = {format.code: format for format in FORMATS.values()}
+    kernels = [
+        Kernel(operation, None if code is None else by_code[code], "native", level)
+        for level in (native.supported_levels() if native.is_available() else ())
+        for operation, code in native.level_kernels(level)
+        if operation != "read"  # the yardstick itself
+    ]
+    kernels += [Kernel("matmul", format, "numba", None) for format in NUMBA_FORMATS]
+    kernels += [Kernel(operation, None, "numba", None) for operation in ROW_OPERATIONS]
+    return tuple(kernels)
