@@ -38,7 +38,7 @@ def plan_placement(program: Program, threads: int | None = None, cpus: tuple[int
         raise ValueError(f"threads: {threads}, expected 1 to {MAX_THREADS}")
     shares = np.zeros((len(program.tensors), threads), SHARE)
     arena_bytes = [0] * threads
-    for index in _execution_order(program):
+    for index in execution_order(program):
         tensor = program.tensors[index]
         unit = 2 if tensor.interleaved else 1  # a gate strip and its up strip belong together
         for worker in range(threads):
@@ -48,7 +48,7 @@ def plan_placement(program: Program, threads: int | None = None, cpus: tuple[int
     return Placement(shares, tuple(arena_bytes), cpus)
 
 
-def _execution_order(program: Program) -> list[int]:
+def execution_order(program: Program) -> list[int]:
     """Ids of the matrices in the order in which a step sweeps them, then those that it only gathers rows from."""
     matmuls = np.isin(program.instructions["op"], (Op.MATMUL, Op.LOGITS))
     gathers = program.instructions["op"] == Op.EMBED

@@ -1,0 +1,199 @@
+"""The CostModel: what a step takes, from the program, where its weights lie, and the fabric's limits.
+
+An instruction takes the longer of sweeping its bytes at the bandwidth that the whole step's footprint allows and doing
+its multiply-adds at the peak, and then a barrier. What no figure of the fabric tells (how near kernels come to the
+limits, what norms and sampling cost) is learnt from measured steps: `observe` corrects a factor for each of PARTS.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from waferline_kernels.program import Op, Program
+from waferline_kernels.sequences import KV_BLOCK_SIZE
+
+from .residency import Residency
+from .spec import FabricSpec
+
+PARTS = ("sweep", "compute", "attend", "rest")
+"""Of a step: matmuls that wait for their weights, matmuls that wait for their arithmetic, attention, and all the rest."""
+SLOWEST_RATE = 0.1  # by which a factor still follows after many steps
+LARGEST_SURPRISE = 2.0  # one step that took longer (or shorter) by more counts as that: something else had the machine
+PRIVATE_ROWS = 4  # up to here every core prepares all rows for itself, without a barrier
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """A batch, as far as its cost goes. ``context_tokens``: over all rows, the tokens that each attends to, itself
+    included. ``kv_tokens``: tokens whose keys and values are read, those that several rows of one sequence share once."""
+
+    num_rows: int
+    context_tokens: int
+    num_logits_rows: int
+    kv_tokens: int
+
+    @classmethod
+    def of(cls, num_rows: int, context_tokens: int, num_logits_rows: int, kv_tokens: int | None = None) -> StepShape:
+        """``kv_tokens``, where not given, supposes one logits row for each sequence, and contexts of equal length."""
+        if kv_tokens is None:
+            kv_tokens = context_tokens * max(1, min(num_rows, num_logits_rows)) // max(1, num_rows)
+        return cls(num_rows, context_tokens, num_logits_rows, kv_tokens)
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """One kind of instruction. Bytes are those of the core that has most; ``macs`` are of all cores that take part."""
+
+    bytes: float = 0.0  # of weights
+    kv_bytes: float = 0.0  # for each token whose keys and values are read
+    macs: float = 0.0  # for each row
+    context_macs: float = 0.0  # for each token attended to
+    macs_per_second: float = 1.0
+    row_bytes: float = 0.0  # of activations, for each row
+    wanted_rows: bool = False
+    meeting_seconds: float = 0.0
+    meets_if_many: bool = False  # no barrier for few rows
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of one instruction: its sweep and its arithmetic, of which the longer counts, and the rest."""
+
+    bytes: float  # swept, over all cores: weights, keys and values
+    macs: float
+    sweep: float
+    compute: float
+    rows: float  # reading and writing activations
+    barrier: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.sweep, self.compute) + self.rows + self.barrier
+
+
+class CostModel:
+    """Predicts steps of ``program``. Pure arithmetic: no clock, no threads; a few microseconds a prediction."""
+
+    def __init__(self, program: Program, residency: Residency, fabric: FabricSpec) -> None:
+        self._residency = residency
+        self._curve = fabric.curve
+        self._cores = fabric.cores
+        self._near_bandwidth = fabric.curve.bytes_per_second[0]
+        self._program = program
+        self._swept_bytes = program.swept_bytes
+        self._kv_token_bytes = program.dims.kv_block_bytes / KV_BLOCK_SIZE
+        self._costs = [self._cost(instruction, fabric) for instruction in program.instructions]
+        self._kinds = list(Counter(self._costs).items())
+        self._factors = [1.0] * len(PARTS)
+        self._weights = [0.0] * len(PARTS)  # how much each has been learnt from
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """How many times longer than the fabric's figures say each of PARTS takes."""
+        return dict(zip(PARTS, self._factors, strict=True))
+
+    def swept_bytes(self, shape: StepShape) -> float:
+        """Bytes of weights, keys and values that a step of ``shape`` sweeps."""
+        return self._swept_bytes + shape.kv_tokens * self._kv_token_bytes
+
+    def predict_step_ms(
+        self, num_rows: int, context_tokens: int, num_logits_rows: int, kv_tokens: int | None = None
+    ) -> float:
+        """Milliseconds of a step; see StepShape. With ``kv_tokens`` given it never falls as any of them grows."""
+        shape = StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens)
+        return 1e3 * sum(self._parts(shape))
+
+    def observe(
+        self,
+        num_rows: int,
+        context_tokens: int,
+        num_logits_rows: int,
+        measured_ms: float,
+        kv_tokens: int | None = None,
+    ) -> None:
+        """Learn from a step that took ``measured_ms``. Each factor follows as far as its part makes up the step, so that
+        decoding corrects what sweeping takes and prefill what computing takes. Raises ValueError for no positive time."""
+        if not measured_ms > 0:
+            raise ValueError(f"measured_ms: {measured_ms}, expected more than 0")
+        parts = self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens))
+        predicted = sum(parts)
+        surprise = min(max(measured_ms / (1e3 * predicted), 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
+        for index, part in enumerate(parts):
+            share = part / predicted
+            self._weights[index] += share
+            rate = share * max(SLOWEST_RATE, 1 / (1 + self._weights[index]))
+            self._factors[index] *= surprise**rate
+
+    def predict(self, shape: StepShape) -> list[Prediction]:
+        """What each instruction of the program takes, by the fabric's figures alone, without what was learnt."""
+        bandwidth = self._core_bandwidth(shape)
+        pairs = zip(self._program.instructions, self._costs, strict=True)
+        return [self._predict(instruction, cost, shape, bandwidth) for instruction, cost in pairs]
+
+    def _core_bandwidth(self, shape: StepShape) -> float:
+        return self._curve.at(self.swept_bytes(shape)) / self._cores
+
+    def _seconds(self, cost: _Cost, shape: StepShape, bandwidth: float) -> tuple[float, float, float, float]:
+        """Sweeping, computing, reading and writing activations, and the barrier."""
+        rows = shape.num_logits_rows if cost.wanted_rows else shape.num_rows
+        meets = rows > PRIVATE_ROWS or not cost.meets_if_many
+        return (
+            (cost.bytes * (rows > 0) + cost.kv_bytes * shape.kv_tokens) / bandwidth,
+            (cost.macs * rows + cost.context_macs * shape.context_tokens) / cost.macs_per_second,
+            cost.row_bytes * rows * self._cores / self._near_bandwidth,
+            cost.meeting_seconds if meets else 0.0,
+        )
+
+    def _parts(self, shape: StepShape) -> tuple[float, float, float, float]:
+        """Corrected seconds of a step, by PARTS."""
+        sweeping, computing, attending, resting = self._factors
+        bandwidth = self._core_bandwidth(shape)
+        sweep_part = compute_part = attend_part = rest_part = 0.0
+        for cost, count in self._kinds:
+            sweep, compute, rows, barrier = self._seconds(cost, shape, bandwidth)
+            if cost.kv_bytes:
+                attend_part += count * max(sweep, compute) * attending
+            elif sweep * sweeping >= compute * computing:
+                sweep_part += count * sweep * sweeping
+            else:
+                compute_part += count * compute * computing
+            rest_part += count * (rows + barrier) * resting
+        return sweep_part, compute_part, attend_part, rest_part
+
+    def _predict(self, instruction: np.void, cost: _Cost, shape: StepShape, bandwidth: float) -> Prediction:
+        rows = shape.num_logits_rows if cost.wanted_rows else shape.num_rows
+        swept = self._program.tensors[instruction["weight"]].nbytes if cost.bytes and rows else 0.0
+        if cost.kv_bytes:
+            swept = shape.kv_tokens * self._kv_token_bytes / self._program.dims.layers
+        macs = cost.macs * rows + cost.context_macs * shape.context_tokens
+        return Prediction(swept, macs, *self._seconds(cost, shape, bandwidth))
+
+    def _cost(self, instruction: np.void, fabric: FabricSpec) -> _Cost:
+        op, dims, where = Op(instruction["op"]), self._program.dims, self._residency
+        k, n, wanted = int(instruction["k"]), int(instruction["n"]), bool(instruction["wanted_rows"])
+        row_bytes = FLOAT_BYTES * (k + n) / where.cores
+        meeting = fabric.links.meeting_seconds(where.cores_used)
+        if op in (Op.MATMUL, Op.LOGITS):
+            spec, place = self._program.tensors[instruction["weight"]], where.places[int(instruction["weight"])]
+            peak = fabric.macs_per_second[spec.format.name] * place.cores / fabric.cores
+            return _Cost(
+                bytes=place.fullest_bytes,
+                macs=n * k * (2 if spec.interleaved else 1),
+                macs_per_second=peak,
+                wanted_rows=wanted,
+                meeting_seconds=meeting,
+            )
+        if op is Op.ATTEND:
+            return _Cost(
+                kv_bytes=self._kv_token_bytes / dims.layers / where.kv_cores,
+                context_macs=2 * dims.heads * dims.head_dim,
+                macs_per_second=fabric.macs_per_second["f32"] * where.kv_cores / fabric.cores,
+                meeting_seconds=meeting,
+            )
+        if op in (Op.NORM, Op.QUANTIZE):
+            return _Cost(row_bytes=row_bytes, wanted_rows=wanted, meeting_seconds=meeting, meets_if_many=True)
+        return _Cost(row_bytes=row_bytes, wanted_rows=wanted or op is Op.SAMPLE, meeting_seconds=meeting)

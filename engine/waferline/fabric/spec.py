@@ -1,0 +1,146 @@
+"""FabricSpec: a machine as the cost model sees it. `host` is probed, `wse3` carries its maker's figures."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import msgspec
+
+from waferline_kernels import native
+from waferline_kernels.tiles import FORMATS
+
+from .bandwidth import measure_barrier, measure_peak
+from .curve import FOOTPRINTS, BandwidthCurve, measure_curve
+from .host import CacheLevel, probe_host
+
+FABRICS = ("host", "wse3")
+MEMORY_SHARE = 1 / 8  # of the machine's memory, that the largest footprint may take
+
+
+@dataclass(frozen=True)
+class Links:
+    """How cores meet: a fixed time, and one for each hop of a square mesh crossed there and back."""
+
+    barrier_seconds: float = 0.0
+    hop_seconds: float = 0.0
+
+    def meeting_seconds(self, cores: int) -> float:
+        """Seconds that a barrier of ``cores`` cores, as near each other as may be, takes; one core waits for nobody."""
+        return self.barrier_seconds + 2 * cores**0.5 * self.hop_seconds if cores > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class FabricSpec:
+    """``curve``: the bandwidth of all ``cores`` together. ``macs_per_second``: theirs, by the name of the weights' format.
+    ``levels``: nearest first."""
+
+    name: str
+    cores: int
+    levels: tuple[CacheLevel, ...]
+    curve: BandwidthCurve
+    macs_per_second: Mapping[str, float]
+    links: Links
+
+
+def wse3() -> FabricSpec:
+    """Cerebras's WSE-3 (Hot Chips 2024): 900,000 cores, 44 GB of SRAM, 21 PB/s, 125 PFLOPS.
+
+    The published peak counts zeros that are skipped, eight times what dense work reaches. A hop takes a cycle of 1.1 GHz,
+    the clock published for the WSE-2 (Lie, IEEE Micro 2023).
+    """
+    cores, sram = 900_000, 44_000_000_000
+    dense_macs = 125e15 / 8 / 2
+    return FabricSpec(
+        name="wse3",
+        cores=cores,
+        levels=(CacheLevel("SRAM", sram // cores, sram),),
+        curve=BandwidthCurve((sram,), (21e15,)),
+        macs_per_second=dict.fromkeys(FORMATS, dense_macs),
+        links=Links(hop_seconds=1 / 1.1e9),
+    )
+
+
+@functools.cache
+def host_fabric(threads: int, cpus: tuple[int, ...] | None = None) -> FabricSpec:
+    """This machine, used by ``threads`` threads. It is measured where no earlier process of this user has done so: a
+    second or two, and the figures are kept in the user's cache directory."""
+    host = probe_host()
+    probe = _read_probe(threads) or _measure(threads, cpus)
+    return FabricSpec(
+        name="host",
+        cores=threads,
+        levels=host.caches,
+        curve=BandwidthCurve(probe.footprints, probe.bytes_per_second),
+        macs_per_second=probe.macs_per_second,
+        links=Links(barrier_seconds=probe.barrier_seconds),
+    )
+
+
+class _Probe(msgspec.Struct):
+    """What is measured of a host, and kept."""
+
+    footprints: tuple[int, ...]
+    bytes_per_second: tuple[float, ...]
+    macs_per_second: dict[str, float]
+    barrier_seconds: float
+
+
+def _measure(threads: int, cpus: tuple[int, ...] | None) -> _Probe:
+    curve = measure_curve(threads, cpus, int(_physical_memory() * MEMORY_SHARE))
+    peaks = {name: measure_peak(format, threads, cpus) for name, format in FORMATS.items()}
+    probe = _Probe(curve.footprints, curve.bytes_per_second, peaks, measure_barrier(threads, cpus))
+    path = _probe_path(threads)
+    with contextlib.suppress(OSError):  # a cache that cannot be written is done without
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_suffix(f".{os.getpid()}")
+        scratch.write_bytes(msgspec.json.encode(probe))
+        scratch.replace(path)
+    return probe
+
+
+def _read_probe(threads: int) -> _Probe | None:
+    try:
+        probe = msgspec.json.decode(_probe_path(threads).read_bytes(), type=_Probe)
+    except (OSError, msgspec.DecodeError):
+        return None
+    rates = (*probe.bytes_per_second, *probe.macs_per_second.values())
+    is_whole = (
+        len(probe.footprints) == len(probe.bytes_per_second) > 0 and probe.macs_per_second.keys() == FORMATS.keys()
+    )
+    return probe if is_whole and min(rates) > 0 else None
+
+
+def _probe_path(threads: int) -> Path:
+    """One file for each host, number of threads and way of measuring."""
+    key = {
+        "host": platform.node(),
+        "processor": processor_name(),
+        "caches": [asdict(level) for level in probe_host().caches],
+        "threads": threads,
+        "level": native.choose_level(None) if native.is_available() else "numpy",
+    }
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "waferline" / f"fabric-{digest}.json"
+
+
+def processor_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _physical_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return int(FOOTPRINTS[-1] / MEMORY_SHARE)
