@@ -18,7 +18,10 @@ LAYERS = {
     "waferline.model": 2,
     "waferline.runtime": 3,
     "waferline.serving": 4,
-    "waferline": 5,  # llm.py, cli.py and the commands
+    "waferline": 5,  # llm.py and the commands
+    "waferline.bench": 6,
+    "waferline.inspect_command": 7,
+    "waferline.cli": 8,
 }
 SOURCES = [
     (root, path)

@@ -7,6 +7,7 @@ import os
 import sys
 from typing import Any
 
+from .bench.command import add_bench
 from .runtime.errors import RequestFailed
 from .sampling_options import add_sampling_options, sampling_params
 from .serving.address import DEFAULT_ADDRESS, check_bind_address
@@ -87,7 +88,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="show a model's program, and where its weights lie")
     _add_model_arguments(inspect)
+    inspect.add_argument("--fabric", default="host", help="host (measured), or wse3 (predicted); %(default)s")
     inspect.set_defaults(run=run_inspect)
+
+    add_bench(commands)
     return parser
 
 
@@ -187,7 +191,7 @@ def run_inspect(args: argparse.Namespace) -> int:
     from .inspect_command import inspect_lines
     from .model.load import load_model
 
-    for line in inspect_lines(load_model(args.model, args.dtype), args.threads):
+    for line in inspect_lines(load_model(args.model, args.dtype), args.threads, args.fabric):
         print(line)
     return 0
 

@@ -8,17 +8,23 @@ from waferline_kernels import native
 from waferline_kernels.executor import choose_backend
 from waferline_kernels.program import Program
 
+from .bench.batch import Batch, ZeroWeights, placed
+from .fabric.cost import CostModel, StepShape
 from .fabric.placement import plan_placement
-from .fabric.report import residency_lines
+from .fabric.report import report_lines, report_rows, residency_lines
+from .fabric.residency import fill_cores, host_residency
+from .fabric.spec import FABRICS, host_fabric, wse3
 from .model.load import Model
 
+CONTEXT = 128  # tokens that the step reported on attends to, where the model has room for as many
+MEASURED_STEPS = 16
 
-def inspect_lines(model: Model, threads: int | None) -> Iterator[str]:
+
+def inspect_lines(model: Model, threads: int | None, fabric: str = "host") -> Iterator[str]:
     """The report, a line at a time. Raises ValueError or BackendUnavailable where the model could not be run so."""
+    if fabric not in FABRICS:
+        raise ValueError(f"fabric: {fabric!r}, expected one of {', '.join(FABRICS)}")
     config, program = model.config, model.program
-    placement = plan_placement(program, threads)
-    backend = choose_backend()
-    level = f"/{native.choose_level(None)}" if backend == "native" else ""
     yield f"model      {model.name}: {model.path}"
     yield (
         f"shape      {config.layers} layers, hidden {config.hidden}, ffn {config.ffn}, vocabulary {config.vocab}, "
@@ -26,10 +32,54 @@ def inspect_lines(model: Model, threads: int | None) -> Iterator[str]:
     )
     yield f"weights    {model.dtype}, {sum(tensor.nbytes for tensor in program.tensors) / 1e6:.1f} MB"
     yield f"context    {model.max_model_len} tokens"
-    yield f"backend    {backend}{level}, {placement.num_workers} thread{'s' if placement.num_workers > 1 else ''}"
-    yield from residency_lines(program, placement)
+    yield from _host_lines(model, threads) if fabric == "host" else _wafer_lines(model)
     yield f"program    {len(program.instructions)} instructions"
     yield from _program_lines(program)
+
+
+def _context_and_steps(model: Model) -> tuple[int, int]:
+    """Tokens of a prompt and steps after it that the model has positions for."""
+    steps = max(1, min(MEASURED_STEPS, model.max_model_len // 2))
+    return max(1, min(CONTEXT, model.max_model_len - steps - 1)), steps
+
+
+def _host_lines(model: Model, threads: int | None) -> Iterator[str]:
+    """Where the weights lie on this machine, and a step of one row: predicted, and measured over weights of zero."""
+    program, (context, steps) = model.program, _context_and_steps(model)
+    placement = plan_placement(program, threads)
+    backend = choose_backend()
+    level = f"/{native.choose_level(None)}" if backend == "native" else ""
+    yield f"backend    {backend}{level}, {placement.num_workers} thread{'s' if placement.num_workers > 1 else ''}"
+    yield from residency_lines(program, placement)
+    with placed(program, threads) as placement:
+        weights, room = ZeroWeights(program), context + steps + 2
+        batch = Batch(program, weights, placement, size=1, max_model_len=room, max_rows=context)
+        try:
+            batch.prefill(context)
+            step_seconds = batch.decode(steps)[0] / steps
+            batch.rewind(context + 1)
+            profile = batch.profile_decode(steps)
+        finally:
+            batch.close()
+    host = host_fabric(placement.num_workers, placement.cpus)
+    where = host_residency(program, placement, host)
+    costs = CostModel(program, where, host)
+    shape = StepShape.of(1, context + steps // 2, 1)
+    yield f"step       of one row that attends to {shape.context_tokens} tokens"
+    for line in report_lines(report_rows(program, costs.predict(shape), where, profile, step_seconds)):
+        yield f"  {line}"
+
+
+def _wafer_lines(model: Model) -> Iterator[str]:
+    """The same on a wafer that this machine is not: where the weights would lie, and what a step is predicted to take."""
+    program, (context, _), spec = model.program, _context_and_steps(model), wse3()
+    where = fill_cores(program, spec)
+    costs, shape = CostModel(program, where, spec), StepShape.of(1, context, 1)
+    milliseconds = costs.predict_step_ms(1, context, 1)
+    yield f"fabric     {spec.name}: {where.cores_used} of {spec.cores} cores filled, the rest for keys and values"
+    yield f"step       of one row that attends to {context} tokens: {1e3 / milliseconds:.0f} tokens/s predicted"
+    for line in report_lines(report_rows(program, costs.predict(shape), where)):
+        yield f"  {line}"
 
 
 def _program_lines(program: Program) -> Iterator[str]:

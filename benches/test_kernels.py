@@ -1,0 +1,35 @@
+"""Each kernel of the table under pytest-benchmark, one row at a time: ``pytest benches`` (with the extra ``bench``).
+
+``waferline bench kernels`` measures more, and beside the machine's limits; this is for comparing two states of a kernel:
+``pytest benches --benchmark-save before``, then ``--benchmark-compare``.
+"""
+
+from __future__ import annotations
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from waferline.bench.batch import placed
+from waferline.bench.kernels import CONTEXT, probe_batch, step_seconds
+from waferline.bench.probes import timed_matmul, timed_rows
+from waferline_kernels.kernel_table import Kernel, kernel_table
+from waferline_kernels.tiles import TILE_N
+
+THREADS = 1
+K, FOOTPRINT = 2048, 1 << 20  # in the L2 of one core
+SWEEPS = 32
+
+
+@pytest.mark.parametrize("kernel", kernel_table(), ids=lambda kernel: kernel.name)
+def test_kernel(benchmark: BenchmarkFixture, kernel: Kernel) -> None:
+    if kernel.format:
+        probe = timed_matmul(kernel.format, K, FOOTPRINT, SWEEPS * FOOTPRINT, TILE_N)
+    else:
+        probe = timed_rows(kernel.operation, SWEEPS, CONTEXT)
+    with placed(probe.program, THREADS) as placement:
+        batch = probe_batch(kernel, probe, placement, CONTEXT)
+        try:
+            benchmark(step_seconds, batch, probe.program, 1)
+        finally:
+            batch.close()
+    benchmark.extra_info["gb_per_second"] = probe.sweeps * probe.bytes / benchmark.stats.stats.median / 1e9

@@ -1,0 +1,62 @@
+"""The arguments of ``waferline bench``; a benchmark itself is imported when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Any
+
+
+def add_bench(commands: Any) -> None:
+    """Add ``bench`` and its benchmarks to ``commands``, the command line's subparsers."""
+    bench = commands.add_parser("bench", help="measure the engine beside what this machine allows")
+    benchmarks = bench.add_subparsers(metavar="BENCHMARK", required=True)
+
+    def add(name: str, summary: str, repeats: int = 5) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = benchmarks.add_parser(name, help=summary)
+        parser.add_argument("--threads", type=int, metavar="N", help="default: as many as there is work for")
+        parser.add_argument("--repeats", type=int, default=repeats, metavar="N", help="of which medians; %(default)s")
+        parser.add_argument("--json", action="store_true", help="one line of JSON")
+        parser.set_defaults(run=run_bench, benchmark=name)
+        return parser
+
+    kernels = add("kernels", "every kernel beside the bandwidth or peak of this machine, and its error")
+    kernels.add_argument(
+        "--only", default="", metavar="TEXT", help="kernels whose name contains it, such as q8 or avx2"
+    )
+    kernels.add_argument("--rows", type=_counts, default=(1, 32, 512), metavar="N,N", help="1,32,512")
+    kernels.add_argument("--k", type=int, default=2048, metavar="N", help="inputs of the matrices; %(default)s")
+
+    decode = add("decode", "tokens a second beside the limit that memory sets")
+    _add_model(decode)
+    decode.add_argument("--batch", type=_counts, default=(1,), metavar="N,N", help="sequences at once; 1")
+    decode.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="%(default)s")
+    decode.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence; %(default)s")
+
+    prefill = add("prefill", "a prompt's tokens a second beside what its matmuls alone reach")
+    _add_model(prefill)
+    prefill.add_argument("--tokens", type=int, default=512, metavar="N", help="of the prompt; %(default)s")
+
+    load = add("load", "how fast a model is packed and loaded, and the memory it takes", repeats=3)
+    _add_model(load)
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="demo", help='a Hugging Face folder, a packed file, or "demo" (the default)')
+    parser.add_argument("--dtype", help="of the weights: q4, q8, bf16 or f32; default: q8, or what a packed file has")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(part) for part in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers of at least 1 such as 1,8,32")
+    return counts
+
+
+def run_bench(args: argparse.Namespace) -> int:
+    """Run the benchmark that ``args`` name. Raises ValueError for a count that is not positive."""
+    for field in ("repeats", "tokens", "prompt_tokens", "k"):
+        if getattr(args, field, 1) < 1:
+            raise ValueError(f"{field}: {getattr(args, field)}, expected at least 1")
+    importlib.import_module(f".{args.benchmark}", __package__).run(args)
+    return 0

@@ -1,0 +1,196 @@
+"""``waferline bench kernels``: every kernel in the kernel table beside what the machine allows, and its error.
+
+A matmul of one row is held against a plain prefetched read over as many bytes, one of many rows against the peak of its
+level's dot product, both measured in turn with it; the larger of the two shares is the one that counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from waferline_kernels.kernel_table import Kernel, kernel_table
+from waferline_kernels.placement import Placement
+from waferline_kernels.program import Program
+from waferline_kernels.sequences import SPAN
+from waferline_kernels.tiles import F32, TILE_N
+
+from ..fabric.bandwidth import measure_peak, read_seconds
+from ..fabric.host import Host, probe_host
+from ..fabric.residency import DRAM
+from .batch import Batch, placed
+from .output import machine, print_json, print_table, share
+from .probes import TimedProbe, kernel_error, timed_matmul, timed_rows
+
+BYTES_PER_READ = 100e6
+MOST_DRAM_BYTES = 1 << 30
+MANY_ROWS = 32  # beyond, where the weights lie no longer shows: they are left in one place
+ROW_SWEEPS = 32  # of an operation without weights
+CONTEXT = 1024  # tokens that a row attends to
+
+
+@dataclass(frozen=True)
+class Footprint:
+    level: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """``bandwidth`` and ``peak``: what was measured beside it, bytes and multiply-adds a second."""
+
+    kernel: Kernel
+    rows: int
+    level: str
+    bytes: int  # swept: weights, keys and values, or else the rows themselves
+    macs: int  # of all rows
+    seconds: float
+    bandwidth: float
+    peak: float
+    error: float
+
+    @property
+    def share_of_limit(self) -> float:
+        return max(self.bytes / self.bandwidth, self.macs / self.peak) / self.seconds
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "kernel": self.kernel.name,
+            "operation": self.kernel.operation,
+            "dtype": self.kernel.format.name if self.kernel.format else None,
+            "tile": self.kernel.tile or None,
+            "target": self.kernel.target,
+            "rows": self.rows,
+            "level": self.level,
+            "bytes": self.bytes,
+            "microseconds": round(self.seconds * 1e6, 3),
+            "gb_per_second": round(self.bytes / self.seconds / 1e9, 3),
+            "bandwidth_gb_per_second": round(self.bandwidth / 1e9, 2),
+            "tmac_per_second": round(self.macs / self.seconds / 1e12, 5),
+            "peak_tmac_per_second": round(self.peak / 1e12, 4),
+            "share_of_limit": round(self.share_of_limit, 3),
+            "error": self.error,
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        tmacs = f"{self.macs / self.seconds / 1e12:.4f}" if self.macs else ""
+        return (
+            self.kernel.name,
+            str(self.rows),
+            f"{self.level} {self.bytes / 1e6:.3g} MB",
+            f"{self.bytes / self.seconds / 1e9:.1f}",
+            share(self.bytes / self.bandwidth / self.seconds),
+            tmacs,
+            share(self.macs / self.peak / self.seconds) if self.macs else "",
+            f"{self.error:.1e}" if self.error else "0",
+        )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and print. Raises ValueError where no kernel is left to measure."""
+    kernels = [kernel for kernel in kernel_table() if args.only in kernel.name]
+    if not kernels:
+        names = ", ".join(kernel.name for kernel in kernel_table())
+        raise ValueError(f"only: {args.only!r}, expected a part of one of {names}")
+    threads = args.threads or len(probe_host().cpus)
+    results = [result for kernel in kernels for result in measure(kernel, args.rows, args.k, threads, args.repeats)]
+    if args.json:
+        fields = [result.fields() for result in results]
+        print_json({"bench": "kernels", **machine(), "threads": threads, "k": args.k, "results": fields})
+        return
+    print(f"threads: {threads}, K {args.k}, medians of {args.repeats}")
+    header = ("kernel", "rows", "bytes", "GB/s", "of bandwidth", "TMAC/s", "of peak", "error")
+    print_table(header, [result.cells() for result in results])
+
+
+def measure(kernel: Kernel, rows: tuple[int, ...], k: int, threads: int, repeats: int) -> Iterator[Measured]:
+    """The kernel's figures: a matmul for each number of rows and each level that its weights can lie in."""
+    error = kernel_error(kernel)
+    if kernel.format is None:
+        few = tuple(count for count in rows if count == 1 or kernel.operation not in ("max", "exp_sum"))
+        probe = timed_rows(kernel.operation, ROW_SWEEPS, CONTEXT)
+        yield from _timings(kernel, probe, few, "", error, threads, repeats)
+        return
+    footprints = footprints_of(probe_host())
+    for footprint in footprints:
+        fitting = tuple(count for count in rows if count <= MANY_ROWS or footprint == footprints[len(footprints) // 2])
+        probe = timed_matmul(kernel.format, k, footprint.bytes, BYTES_PER_READ, TILE_N * threads)
+        yield from _timings(kernel, probe, fitting, footprint.level, error, threads, repeats)
+
+
+def footprints_of(host: Host) -> tuple[Footprint, ...]:
+    """Bytes that stay in L2, in L3 though not in L2, and in neither; fewer where the machine does not tell its caches."""
+    caches = {cache.name: cache.bytes_total for cache in host.caches}
+    found = []
+    if "L2" in caches:
+        found.append(Footprint("L2", caches["L2"] // 2))
+    if "L3" in caches:
+        found.append(Footprint("L3", min(4 * caches.get("L2", caches["L3"]), caches["L3"] // 2)))
+    largest = max(caches.values(), default=MOST_DRAM_BYTES)
+    return (*found, Footprint(DRAM, min(2 * largest, MOST_DRAM_BYTES)))
+
+
+def _timings(
+    kernel: Kernel, probe: TimedProbe, rows: tuple[int, ...], level: str, error: float, threads: int, repeats: int
+) -> Iterator[Measured]:
+    """Times of the probe, in turn with the limits that hold for it."""
+    if not rows:
+        return
+    has_operands = kernel.format is not None or kernel.operation == "attend"
+    with placed(probe.program, threads) as placement:
+        cpus = placement.cpus
+        batch = probe_batch(kernel, probe, placement, max(*rows, CONTEXT))
+        try:
+            for count in rows:
+                seconds, bandwidths, peaks = [], [], []
+                nbytes = probe.bytes if has_operands else probe.bytes * count
+                sweeps = max(1, round(BYTES_PER_READ / nbytes))
+                for _ in range(repeats):
+                    bandwidths.append(nbytes * sweeps / read_seconds(nbytes, threads, cpus, sweeps))
+                    peaks.append(measure_peak(kernel.format or F32, threads, cpus, kernel.level))
+                    whole = step_seconds(batch, probe.program, count)
+                    seconds.append(whole - step_seconds(batch, probe.before, count))
+                yield Measured(
+                    kernel=kernel,
+                    rows=count,
+                    level=level,
+                    bytes=nbytes,
+                    macs=probe.macs * count,
+                    seconds=max(statistics.median(seconds), 1e-9) / probe.sweeps,
+                    bandwidth=statistics.median(bandwidths),
+                    peak=statistics.median(peaks),
+                    error=error,
+                )
+        finally:
+            batch.close()
+
+
+def probe_batch(kernel: Kernel, probe: TimedProbe, placement: Placement, most_rows: int) -> Batch:
+    """A sequence to run ``probe`` on with ``kernel``, in steps of up to ``most_rows`` rows."""
+    batch = Batch(
+        probe.program,
+        probe.weights,
+        placement,
+        size=1,
+        max_model_len=most_rows + 1,
+        max_rows=most_rows,
+        backend=kernel.backend,
+        level=kernel.level,
+    )
+    batch.executor.sequences.sampling[0]["temperature"] = kernel.operation == "exp_sum"  # else greedy, by `max` alone
+    return batch
+
+
+def step_seconds(batch: Batch, program: Program, rows: int) -> float:
+    """Of one step over the last ``rows`` of CONTEXT tokens, or over more from the first; a logits row where it samples."""
+    end = max(rows, CONTEXT)
+    batch.rewind(end)
+    samples = int(program is batch.program and program.dims.vocab > TILE_N)
+    seconds = batch.executor.run(program, np.array([(0, end - rows, rows, samples)], SPAN), 1).seconds
+    batch.executor.ring.drain()
+    return seconds

@@ -1,0 +1,143 @@
+"""``waferline bench``: each command runs on a tiny model and prints one line of JSON with what it promises."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from waferline.bench import kernels
+from waferline.bench.batch import Batch, ZeroWeights, placed
+from waferline.bench.kernels import Footprint
+from waferline.cli import main
+from waferline.model.load import load_model
+
+TIED = Path(__file__).parents[1] / "fixtures" / "tied"
+
+Captured = pytest.CaptureFixture[str]
+
+
+def run_json(capsys: Captured, *arguments: str) -> dict[str, Any]:
+    assert main(["bench", *arguments, "--json"]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert output.count("\n") == 1
+    result: dict[str, Any] = json.loads(output)
+    assert result["bench"] == arguments[0]
+    assert result["cpus"] >= 1
+    return result
+
+
+def test_decode(capsys: Captured) -> None:
+    arguments = ("decode", "--model", str(TIED), "--prompt-tokens", "9", "--tokens", "5", "--repeats", "2")
+    result = run_json(capsys, *arguments, "--batch", "1,3", "--threads", "2", "--dtype", "q4")
+    one, three = result["results"]
+    assert (one["batch"], three["batch"], one["threads"], one["dtype"]) == (1, 3, 2, "q4")
+    for row in (one, three):
+        assert row["tokens_per_second"] > 0
+        assert 0 < row["itl_p50_ms"] <= row["itl_p95_ms"] <= row["itl_p99_ms"]
+        swept = row["weight_bytes_per_step"] + row["kv_bytes_per_step"]
+        assert row["bytes_per_token"] == round(swept / row["batch"])
+        share = row["tokens_per_second"] * row["bytes_per_token"] / row["bandwidth_gb_per_second"] / 1e9
+        assert row["share_of_limit"] == pytest.approx(share, rel=0.05, abs=2e-3)
+        assert [entry["kind"] for entry in row["residency"]][-1] == "step"
+    assert three["kv_bytes_per_step"] == 3 * one["kv_bytes_per_step"]
+
+
+def test_prefill(capsys: Captured) -> None:
+    result = run_json(capsys, "prefill", "--model", str(TIED), "--tokens", "20", "--repeats", "2", "--threads", "1")
+    assert result["tokens"] == 20
+    assert result["tokens_per_second"] > 0
+    if result["backend"] == "native":
+        assert result["share_of_limit"] > 0
+        assert result["matmul_tmac_per_second"] >= 0
+
+
+def test_load(capsys: Captured, tmp_path: Path) -> None:
+    result = run_json(capsys, "load", "--model", str(TIED), "--repeats", "1", "--threads", "1")
+    fields = ("pack_seconds", "ready_seconds", "arena_fill_seconds", "memcpy_seconds", "model_bytes")
+    assert all(result[field] > 0 for field in fields)
+    packed = tmp_path / "tied.wafer"
+    assert main(["pack", str(TIED), str(packed)]) == 0
+    capsys.readouterr()
+    again = run_json(capsys, "load", "--model", str(packed), "--repeats", "1", "--threads", "1")
+    assert again["pack_seconds"] is None
+    assert again["model_bytes"] == result["model_bytes"]
+
+
+@pytest.mark.parametrize("only", ["q8_64x16_numba", "attend_numba"])
+def test_kernels(capsys: Captured, monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+    monkeypatch.setattr(kernels, "footprints_of", lambda host: (Footprint("L2", 1 << 16),))
+    monkeypatch.setattr(kernels, "BYTES_PER_READ", 1e6)
+    result = run_json(
+        capsys, "kernels", "--only", only, "--rows", "1,4", "--k", "192", "--repeats", "1", "--threads", "1"
+    )
+    assert [row["rows"] for row in result["results"]] == [1, 4]
+    for row in result["results"]:
+        assert only in row["kernel"]
+        assert row["microseconds"] > 0
+        assert row["bandwidth_gb_per_second"] > 0
+        assert row["error"] < 2e-6
+
+
+@pytest.mark.parametrize("command", ["decode", "prefill"])
+def test_a_table_for_people(capsys: Captured, command: str) -> None:
+    assert main(["bench", command, "--model", str(TIED), "--tokens", "4", "--repeats", "1"]) == 0
+    output, _ = capsys.readouterr()
+    assert "tokens/s" in output
+    assert "matmul gate_up" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["decode", "--model", "no-such-model"], "no-such-model"),
+        (["decode", "--tokens", "0"], "tokens: 0, expected at least 1"),
+        (["kernels", "--only", "q9"], "only: 'q9'"),
+        (["load", "--model", str(TIED), "--threads", "0"], "ended with status 1"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(capfd: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    assert main(["bench", *arguments]) == 1
+    assert words in capfd.readouterr().err
+
+
+def test_a_batch_samples_the_same_after_rewinding() -> None:
+    model = load_model(TIED, max_model_len=40)
+    with placed(model.program, 1) as placement:
+        batch = Batch(model.program, model.weights, placement, size=2, max_model_len=40, max_rows=7)
+        try:
+            batch.prefill(17)
+            seconds, times = batch.decode(5)
+            first = batch.executor.sequences.tokens[:2, :23].copy()
+            batch.rewind(18)
+            batch.executor.sequences.tokens[:2, 18:] = 0
+            batch.decode(5)
+            assert (batch.executor.sequences.tokens[:2, :23] == first).all()
+            assert seconds > 0
+            assert len(times) == 5
+            assert (times[1:] > times[:-1]).all()
+        finally:
+            batch.close()
+
+
+def test_zero_weights_have_the_shapes_of_the_program() -> None:
+    model = load_model(TIED)
+    zeros = ZeroWeights(model.program)
+    assert len(zeros) == len(list(zeros)) == len(model.program.tensors)
+    for name in zeros:
+        assert (zeros[name].shape, zeros[name].dtype) == (model.weights[name].shape, model.weights[name].dtype)
+
+
+@pytest.mark.parametrize("fabric", ["host", "wse3"])
+def test_inspect_predicts_a_step(capsys: Captured, fabric: str) -> None:
+    assert main(["inspect", str(TIED), "--threads", "1", "--fabric", fabric]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    step = next(line.split() for line in output.splitlines() if line.startswith("  step "))
+    assert ("SRAM" in step) == (fabric == "wse3")
+    assert step.count("us") == (1 if fabric == "wse3" else 2)
+    assert main(["inspect", str(TIED), "--fabric", "tpu"]) == 1
+    assert "fabric: 'tpu', expected one of host, wse3" in capsys.readouterr().err

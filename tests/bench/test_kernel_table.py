@@ -1,0 +1,52 @@
+"""The kernel table: whole, and each kernel in it held to the reference. No figure of speed is looked at."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers import LEVELS
+from waferline.bench.kernels import footprints_of
+from waferline.bench.probes import kernel_error, timed_matmul, timed_rows
+from waferline.fabric.host import CacheLevel, Host
+from waferline_kernels.kernel_table import Kernel, kernel_table
+from waferline_kernels.tiles import FORMATS, Q8
+
+TABLE = kernel_table()
+
+
+@pytest.mark.parametrize("kernel", TABLE, ids=lambda kernel: kernel.name)
+def test_each_kernel_in_the_table_is_held_to_the_reference(kernel: Kernel) -> None:
+    is_exact = kernel.operation in ("quantize", "max") or (kernel.format is not None and kernel.format.is_quantized)
+    error = kernel_error(kernel)
+    assert error == 0 if is_exact else 0 <= error < 2e-6
+
+
+def test_the_table_has_every_format_on_every_level() -> None:
+    for target in (*LEVELS, "numba"):
+        mine = {kernel.format.name for kernel in TABLE if kernel.target == target and kernel.format}
+        assert mine == set(FORMATS)
+    assert len({kernel.name for kernel in TABLE}) == len(TABLE)
+    assert "matmul_q8_64x16_numba" in {kernel.name for kernel in TABLE}
+
+
+def test_a_timed_probe_sweeps_what_it_says() -> None:
+    probe = timed_matmul(Q8, 256, footprint=1 << 20, read_bytes=4 << 20, columns=32)
+    assert probe.program.swept_bytes == probe.bytes
+    assert 0.9 * 2**20 < probe.bytes < 1.1 * 2**20
+    assert probe.macs == sum(spec.n * spec.k for spec in probe.program.tensors if spec.name.startswith("matrix"))
+    matmuls = len(probe.program.instructions) - len(probe.before.instructions)
+    assert matmuls * probe.bytes == probe.sweeps * probe.bytes * (len(probe.weights) - 1)
+    assert probe.sweeps == 4
+    rows = timed_rows("attend", sweeps=3, context=64)
+    assert len(rows.program.instructions) - len(rows.before.instructions) == 3
+
+
+def test_footprints_lie_between_the_caches() -> None:
+    caches = (
+        CacheLevel("L1", 32 << 10, 64 << 10),
+        CacheLevel("L2", 1 << 20, 2 << 20),
+        CacheLevel("L3", 16 << 20, 32 << 20),
+    )
+    found = {footprint.level: footprint.bytes for footprint in footprints_of(Host((0, 1), caches))}
+    assert found == {"L2": 1 << 20, "L3": 8 << 20, "DRAM": 64 << 20}
+    assert [footprint.level for footprint in footprints_of(Host((0,), ()))] == ["DRAM"]
