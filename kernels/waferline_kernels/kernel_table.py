@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from . import native
 from .tiles import FORMATS, TILE_K, TILE_N, TileFormat
 
-ROW_OPERATIONS = ("rms_norm", "quantize", "attend", "max", "exp_sum")
-"""Those that read no weights; the two last make up the sampling of a token."""
+ROW_OPERATIONS = ("rms_norm", "quantize", "attend", "max", "argmax", "exp_sum")
+"""Those that read no weights; the three last make up the sampling of a token."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ..fabric.host import Host, probe_host
 from ..fabric.residency import DRAM
 from .batch import Batch, placed
 from .output import machine, print_json, print_table, share
-from .probes import TimedProbe, kernel_error, timed_matmul, timed_rows
+from .probes import SAMPLING, TimedProbe, kernel_error, timed_matmul, timed_rows
 
 BYTES_PER_READ = 100e6
 MOST_DRAM_BYTES = 1 << 30
@@ -112,7 +112,7 @@ def measure(kernel: Kernel, rows: tuple[int, ...], k: int, threads: int, repeats
     """The kernel's figures: a matmul for each number of rows and each level that its weights can lie in."""
     error = kernel_error(kernel)
     if kernel.format is None:
-        few = tuple(count for count in rows if count == 1 or kernel.operation not in ("max", "exp_sum"))
+        few = tuple(count for count in rows if count == 1 or kernel.operation not in SAMPLING)
         probe = timed_rows(kernel.operation, ROW_SWEEPS, CONTEXT)
         yield from _timings(kernel, probe, few, "", error, threads, repeats)
         return
@@ -182,7 +182,7 @@ def probe_batch(kernel: Kernel, probe: TimedProbe, placement: Placement, most_ro
         backend=kernel.backend,
         level=kernel.level,
     )
-    batch.executor.sequences.sampling[0]["temperature"] = kernel.operation == "exp_sum"  # else greedy, by `max` alone
+    batch.executor.sequences.sampling[0]["temperature"] = kernel.operation != "argmax"
     return batch
 
 

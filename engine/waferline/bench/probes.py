@@ -23,6 +23,7 @@ from .batch import Batch
 CHECKED_ROWS = 9  # enough for every way in which kernels take rows together
 CHECK_DIMS = Dims(hidden=160, layers=1, heads=5, kv_heads=1, head_dim=32, ffn=1, vocab=160)
 TIMED_DIMS = Dims(hidden=2048, layers=1, heads=32, kv_heads=8, head_dim=64, ffn=1, vocab=32768)
+SAMPLING = ("max", "argmax", "exp_sum")  # parts of it: greedily by argmax alone, else by the two others
 MATRIX_BYTES = 2 << 20  # of one of the matrices that make up a footprint, nearly
 PACKED_COLUMNS = 64  # of a timed matrix, repeated: packing millions of weights would take longer than timing them
 
@@ -126,11 +127,11 @@ def check_probe(kernel: Kernel) -> tuple[Program, Weights]:
 
 def kernel_error(kernel: Kernel) -> float:
     """How far the kernel's results are from the reference's: the largest difference over the largest magnitude; of
-    ``max`` the share of tokens that differ."""
+    ``argmax`` the share of tokens that differ."""
     program, weights = check_probe(kernel)
     mine = _results(kernel, program, weights, kernel.backend, kernel.level)
     reference = _results(kernel, program, weights, "reference", None)
-    if kernel.operation == "max":
+    if kernel.operation == "argmax":
         return float((mine != reference).mean())
     return float(np.abs(mine - reference).max() / np.abs(reference).max())
 
@@ -154,12 +155,12 @@ def _results(
         table = batch.executor.sequences
         table.sampling[0]["num_prompt_logprobs"] = table.sampling[0]["num_logprobs"] = 0
         results = []
-        for row in range(rows) if kernel.operation in ("max", "exp_sum") else (rows - 1,):
+        for row in range(rows) if kernel.operation in SAMPLING else (rows - 1,):
             table.tokens[0, :rows] = np.arange(rows) * 7 % program.dims.vocab
             table.num_tokens[0] = row + 1
             batch.executor.run(program, np.array([(0, 0, row + 1, row + 1)], SPAN), 1)
             results.append(batch.executor.ring.drain()[-1])
-        if kernel.operation == "max":
+        if kernel.operation == "argmax":
             return np.array([entry["token"] for entry in results], np.float64)
         if kernel.operation == "exp_sum":
             return np.array([entry["logprob"] for entry in results], np.float64)
@@ -196,7 +197,7 @@ def timed_matmul(format: TileFormat, k: int, footprint: int, read_bytes: float, 
 
 def timed_rows(operation: str, sweeps: int, context: int) -> TimedProbe:
     """``sweeps`` times an operation without weights. ``attend`` is of rows that attend to ``context`` tokens."""
-    dims = TIMED_DIMS if operation in ("max", "exp_sum") else replace(TIMED_DIMS, vocab=TILE_N)
+    dims = TIMED_DIMS if operation in SAMPLING else replace(TIMED_DIMS, vocab=TILE_N)
     maker = _Builder(dims)
     maker.embed()
     gain = maker.table("gain", np.ones((1, dims.hidden), np.float32))

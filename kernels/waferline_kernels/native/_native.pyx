@@ -46,6 +46,7 @@ cdef extern from "kernels.h":
         void *quantize
         void *attend
         void *max
+        void *argmax
         void *exp_sum
         void *read
     const KernelTable kernels_base
@@ -196,6 +197,7 @@ def kernel_table(level):
         "quantize": kernels.quantize != NULL,
         "attend": kernels.attend != NULL,
         "max": kernels.max != NULL,
+        "argmax": kernels.argmax != NULL,
         "exp_sum": kernels.exp_sum != NULL,
         "read": kernels.read != NULL,
     }
