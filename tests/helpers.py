@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from waferline.fabric.placement import plan_placement
 from waferline.model.load import Model
+from waferline.model.parallel import run_jobs
+from waferline.model.tensor_file import TensorInfo, array_block, write_tensor_file
 from waferline_kernels import native
 from waferline_kernels.constraints import pack_allowed_ids, pack_constraints
 from waferline_kernels.executor import Executor, StopReason, create_executor
@@ -101,3 +104,11 @@ def run_tokens(
             batch = np.array([(0, len(token_ids) + len(tokens) - 1, 1, 1)], SPAN)
     finally:
         executor.close()
+
+
+def write_arrays(
+    path: Path, metadata: Mapping[str, str], infos: Mapping[str, TensorInfo], arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """Write a safetensors file of ``arrays``."""
+    blocks = {name: [array_block(array)] for name, array in arrays.items()}
+    write_tensor_file(path, lambda: metadata, infos, blocks, run_jobs)

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from helpers import write_arrays
 from waferline.model.checkpoint import Checkpoint
 from waferline.model.errors import ModelError
 from waferline.model.load import load_model
-from waferline.model.tensor_file import TensorFile, TensorInfo, to_float32, write_tensor_file
+from waferline.model.parallel import run_jobs
+from waferline.model.tensor_file import Block, TensorFile, TensorInfo, to_float32, write_tensor_file
 
 VALUES = np.array([[0.0, 1.0, -2.5], [1e-3, 65504.0, 3.140625]], np.float32)
 
@@ -37,11 +39,11 @@ def test_float_dtypes(tmp_path: Path, dtype: str) -> None:
         "F16": VALUES.astype(np.float16),
         "BF16": (VALUES.view(np.uint32) >> 16).astype(np.uint16),
     }[dtype]
-    write_tensor_file(
+    write_arrays(
         tmp_path / "x",
         {},
         {"pad": TensorInfo("U8", (3,)), "x": TensorInfo(dtype, (2, 3))},
-        lambda name: np.zeros(3, np.uint8) if name == "pad" else stored,
+        {"pad": np.zeros(3, np.uint8), "x": stored},
     )
     expected = {
         "F32": VALUES,
@@ -56,7 +58,7 @@ def test_float_dtypes(tmp_path: Path, dtype: str) -> None:
 def test_written_files_are_safetensors_and_aligned(tmp_path: Path) -> None:
     tensors = {"b": TensorInfo("F32", (2, 3)), "a": TensorInfo("U8", (5,))}
     data = {"b": VALUES, "a": np.arange(5, dtype=np.uint8)}
-    write_tensor_file(tmp_path / "x", {"key": "ü"}, tensors, data.__getitem__)
+    write_arrays(tmp_path / "x", {"key": "ü"}, tensors, data)
     found = load_file(tmp_path / "x")
     assert all((found[name] == data[name]).all() for name in data)
     assert TensorFile(tmp_path / "x").metadata == {"key": "ü"}
@@ -65,8 +67,16 @@ def test_written_files_are_safetensors_and_aligned(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x: shape \[2, 3\], expected F32 \[3, 2\]"):
-        write_tensor_file(tmp_path / "x", {}, {"x": TensorInfo("F32", (3, 2))}, lambda _: VALUES)
+    infos = {"x": TensorInfo("F32", (2, 3))}
+    with pytest.raises(ValueError, match=r"x: 20 bytes in blocks, expected F32 \[2, 3\]"):
+        write_tensor_file(tmp_path / "x", dict, infos, {"x": [Block(20, lambda: VALUES)]}, run_jobs)
+    with pytest.raises(ValueError, match="block: 20 bytes, expected 24"):
+        write_tensor_file(tmp_path / "x", dict, infos, {"x": [Block(24, lambda: VALUES.reshape(-1)[:5])]}, run_jobs)
+    lengths = iter((1, 100))
+    with pytest.raises(ValueError, match="metadata: .* bytes of header, expected"):
+        write_tensor_file(
+            tmp_path / "x", lambda: {"key": "x" * next(lengths)}, infos, {"x": [Block(24, lambda: VALUES)]}, run_jobs
+        )
     assert list(tmp_path.iterdir()) == []
 
 

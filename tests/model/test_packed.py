@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers import write_arrays
 from waferline.model.errors import ModelError
 from waferline.model.load import load_model, pack_model
-from waferline.model.tensor_file import TensorFile, TensorInfo, write_tensor_file
+from waferline.model.tensor_file import TensorFile, TensorInfo
 
 MODELS = ["untied", "tied", "odd-sharded", "qwen2"]
 
@@ -64,7 +65,7 @@ def rewrite(path: Path, metadata: dict[str, str] | None = None, drop: str = "", 
     data = {name: file.view(name).copy() for name in file.tensors if name != drop} | tensors
     names = {np.dtype(np.uint8): "U8", np.dtype(np.float32): "F32"}
     infos = {name: TensorInfo(names[array.dtype], array.shape) for name, array in data.items()}
-    write_tensor_file(path, file.metadata | (metadata or {}), infos, data.__getitem__)
+    write_arrays(path, file.metadata | (metadata or {}), infos, data)
 
 
 @pytest.mark.parametrize(

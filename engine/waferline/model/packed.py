@@ -31,12 +31,15 @@ from .checkpoint import OPTIONAL_FILES, REQUIRED_FILES, Checkpoint, file_sha256,
 from .compile import compile_program
 from .errors import ModelError
 from .fields import Fields
-from .packing import checkpoint_weights, rope_table
+from .packing import rope_table, tensor_packers
+from .parallel import run_jobs
+from .progress import ProgressBar
 from .spec import ModelConfig, parse_config
-from .tensor_file import LazyWeights, TensorFile, TensorInfo, write_tensor_file
+from .tensor_file import LazyWeights, TensorFile, TensorInfo, array_block, write_tensor_file
 
 FORMAT = "waferline-packed"
 FORMAT_VERSION = "2"
+_NO_DIGEST = "0" * 64  # until a source is hashed
 
 
 def write_packed(folder: Path, out: Path, dtype: str) -> None:
@@ -48,26 +51,36 @@ def write_packed(folder: Path, out: Path, dtype: str) -> None:
     config = parse_config(Fields.parse(files["config.json"], str(folder / "config.json")))
     checkpoint = Checkpoint(folder)
     program = compile_program(config, FORMATS[dtype], config.max_position_embeddings)
-    weights = checkpoint_weights(checkpoint, config, program)
-    sources = [*(folder / name for name in files), *checkpoint.paths]
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "dtype": dtype,
-        "group": str(FORMATS[dtype].group),
-        "sources": json.dumps({path.name: file_sha256(path) for path in sources}, sort_keys=True),
-        "waferline": _waferline_version(),
-    }
-    side_files = {name: TensorInfo("U8", (len(data),)) for name, data in files.items()}
+    packers = tensor_packers(checkpoint, config, program)
+    digests = {path.name: _NO_DIGEST for path in (*(folder / name for name in files), *checkpoint.paths)}
+
+    def metadata() -> dict[str, str]:
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "dtype": dtype,
+            "group": str(FORMATS[dtype].group),
+            "sources": json.dumps(digests, sort_keys=True),
+            "waferline": _waferline_version(),
+        }
+
+    def digest(name: str) -> None:
+        digests[name] = file_sha256(folder / name)
+
+    bar = ProgressBar("packing", sum(packer.spec.nbytes for packer in packers.values()))
+    infos = _packed_tensors(program)
+    blocks = {name: packers[name].blocks(bar) for name in infos}
+    side_files = {name: [array_block(np.frombuffer(data, np.uint8))] for name, data in files.items()}
+    side_infos = {name: TensorInfo("U8", (len(data),)) for name, data in files.items()}
+    hashing = [partial(digest, name) for name in digests]
     try:
         write_tensor_file(
-            out,
-            metadata,
-            _packed_tensors(program) | side_files,
-            lambda name: np.frombuffer(files[name], np.uint8) if name in files else weights[name],
+            out, metadata, infos | side_infos, blocks | side_files, lambda jobs: run_jobs([*hashing, *jobs])
         )
     except OSError as error:
         raise ModelError(f"{out}: cannot be written: {error.strerror}") from None
+    finally:
+        bar.close()
 
 
 class PackedFile:

@@ -1,7 +1,8 @@
-"""From checkpoint tensors to a program's tensors: joined, converted and packed when they are asked for."""
+"""From checkpoint tensors to a program's tensors: joined, converted, rescaled and packed when they are asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -13,25 +14,26 @@ from waferline_kernels.tiles import TILE_N, interleave_strips, pack_matrix
 
 from .checkpoint import Checkpoint
 from .errors import ModelError
+from .parallel import run_jobs
+from .progress import ProgressBar
+from .rescaling import Rescaling, rescaled, rows_at_once
 from .rope import rotary_table
 from .spec import ModelConfig
-from .tensor_file import LazyWeights, to_float32
-
-STRIPS_AT_ONCE = 64  # bounds the temporaries of packing to a few megabytes, whatever the matrix
+from .tensor_file import Block, LazyWeights, to_float32
 
 
 def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> LazyWeights:
     """The weights of ``program`` by tensor name: strips for a matrix, float32 [n, k] for a table.
 
-    Names, shapes and dtypes of the whole checkpoint are checked at once; values when a tensor is asked for. Raises
-    ModelError for either.
+    Names, shapes and dtypes of the whole checkpoint are checked at once; values when a tensor is asked for, which then
+    is packed on every CPU. Raises ModelError for either.
     """
-    parts = {spec.name: config.checkpoint_parts(spec) for spec in program.tensors if spec.name != "rope"}
-    checkpoint.check({name: shape for shapes in parts.values() for name, shape in shapes.items()}, config.tied)
+    packers = tensor_packers(checkpoint, config, program)
+    bar = ProgressBar("packing", sum(packer.spec.nbytes for packer in packers.values()))
     return LazyWeights(
         {
-            spec.name: partial(_pack, checkpoint, spec, tuple(parts[spec.name]))
-            if spec.name in parts
+            spec.name: partial(packers[spec.name].array, bar)
+            if spec.name in packers
             else partial(rope_table, config, spec)
             for spec in program.tensors
         }
@@ -42,28 +44,87 @@ def rope_table(config: ModelConfig, spec: TensorSpec) -> NDArray[np.float32]:
     return rotary_table(spec.k, config.rope_theta, config.rope_scaling, max_model_len=spec.n)
 
 
-def _pack(checkpoint: Checkpoint, spec: TensorSpec, names: tuple[str, ...]) -> NDArray[Any]:
-    views = [checkpoint.view(name) for name in names]
-    try:
+def tensor_packers(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> dict[str, TensorPacker]:
+    """A packer for each of the program's tensors that the checkpoint has, which is checked against all of them."""
+    stored = [spec for spec in program.tensors if spec.name != "rope"]
+    parts = {spec.name: config.checkpoint_parts(spec) for spec in stored}
+    checkpoint.check({name: shape for shapes in parts.values() for name, shape in shapes.items()}, config.tied)
+    rescaling = Rescaling(checkpoint, config, program)
+    return {spec.name: TensorPacker(checkpoint, spec, tuple(parts[spec.name]), rescaling) for spec in stored}
+
+
+class TensorPacker:
+    """Makes the tensor ``spec`` of a program from the checkpoint's tensors ``names``, in blocks of a few strips each."""
+
+    def __init__(self, checkpoint: Checkpoint, spec: TensorSpec, names: tuple[str, ...], rescaling: Rescaling) -> None:
+        self.spec = spec
+        self._checkpoint = checkpoint
+        self._names = names
+        self._rescaling = rescaling
+
+    def blocks(self, bar: ProgressBar) -> list[Block]:
+        """The parts of the tensor's bytes in their order; each may be made on any thread, and raises ModelError."""
+        spec = self.spec
         if spec.is_table:
-            return _finite(np.concatenate([to_float32(view) for view in views])[None])
+            return [Block(spec.nbytes, partial(self._made, bar, self._table))]
+        strips_at_once = rows_at_once(spec.k) // TILE_N * (2 if spec.interleaved else 1)
+        firsts = range(0, spec.num_strips, strips_at_once)
+        ends = (min(first + strips_at_once, spec.num_strips) for first in firsts)
+        return [
+            Block((end - first) * spec.strip_bytes, partial(self._made, bar, partial(self._strips, first, end)))
+            for first, end in zip(firsts, ends, strict=True)
+        ]
+
+    def array(self, bar: ProgressBar) -> NDArray[Any]:
+        """The whole tensor, its blocks made in parallel: strips for a matrix, float32 [n, k] for a table."""
+        blocks = self.blocks(bar)
+        whole = np.empty(self.spec.nbytes, np.uint8)
+        ends = np.cumsum([block.nbytes for block in blocks])
+
+        def fill(end: int, block: Block) -> None:
+            whole[end - block.nbytes : end] = block.make().reshape(-1).view(np.uint8)
+
+        try:
+            run_jobs(partial(fill, end, block) for end, block in zip(ends, blocks, strict=True))
+        except BaseException:
+            bar.close()
+            raise
+        return whole.view(np.float32)[None] if self.spec.is_table else whole.reshape(-1, self.spec.strip_bytes)
+
+    def _made(self, bar: ProgressBar, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        try:
+            made = make()
+        except ValueError as error:
+            raise ModelError(f"{self._checkpoint.folder}: {' + '.join(self._names)}: {error}") from None
+        bar.advance(made.nbytes)
+        return made
+
+    def _table(self) -> NDArray[np.float32]:
+        name, parts = self.spec.name, []
+        for part, source in enumerate(self._names):
+            rows = self._rescaling.rows(name, part)
+            parts.append(to_float32(self._checkpoint.view(source)) * (np.float32(1) if rows is None else rows))
+        table = np.concatenate(parts)
+        if not np.isfinite(table).all():
+            raise ValueError("weight: holds NaN or infinity, expected finite numbers")
+        return np.ones_like(table) if self._rescaling.is_folded(name) else table
+
+    def _strips(self, first: int, end: int) -> NDArray[np.uint8]:
+        """Strips [first, end): uint8 [end - first, strip_bytes]."""
+        spec = self.spec
         if spec.interleaved:
-            return interleave_strips(*(_pack_strips(view, spec) for view in views))
-        if len(views) == 1:
-            return _pack_strips(views[0], spec)
-        return _pack_strips(np.concatenate([to_float32(view) for view in views]), spec)
-    except ValueError as error:
-        raise ModelError(f"{checkpoint.folder}: {' + '.join(names)}: {error}") from None
+            gate, up = (pack_matrix(self._rows((part,), first // 2, end // 2), spec.format) for part in (0, 1))
+            return interleave_strips(gate, up)
+        return pack_matrix(self._rows(range(len(self._names)), first, end), spec.format)
 
-
-def _pack_strips(stored: NDArray[Any], spec: TensorSpec) -> NDArray[np.uint8]:
-    """Strips of one matrix [n, k]: uint8 [num_strips, strip_bytes], converted and packed a few strips at a time."""
-    rows = STRIPS_AT_ONCE * TILE_N
-    strips = [pack_matrix(to_float32(stored[at : at + rows]), spec.format) for at in range(0, len(stored), rows)]
-    return np.concatenate(strips)
-
-
-def _finite(table: NDArray[np.float32]) -> NDArray[np.float32]:
-    if not np.isfinite(table).all():
-        raise ValueError("weight: holds NaN or infinity, expected finite numbers")
-    return table
+    def _rows(self, parts: Iterable[int], first: int, end: int) -> NDArray[np.float32]:
+        """The rows of strips [first, end) of the checkpoint's tensors ``parts`` joined by rows: float32 [rows, k]."""
+        columns, blocks = self._rescaling.columns(self.spec.name), []
+        begin, stop = first * TILE_N, end * TILE_N
+        for part in parts:
+            stored, rows = self._checkpoint.view(self._names[part]), self._rescaling.rows(self.spec.name, part)
+            here = slice(max(begin, 0), max(stop, 0))
+            if len(stored[here]):
+                blocks.append(rescaled(to_float32(stored[here]), None if rows is None else rows[here], columns))
+            begin, stop = begin - len(stored), stop - len(stored)
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

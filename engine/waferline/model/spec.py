@@ -13,16 +13,31 @@ from .rope import RopeScaling, parse_rope
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two matrices between which each channel may be rescaled: all that lies between them is linear in the channel.
+
+    The rows of source ``part`` of the role ``made_by`` make the channels, the columns of the role ``read_by`` read them.
+    """
+
+    made_by: str
+    part: int
+    read_by: str
+
+
+@dataclass(frozen=True)
 class Architecture:
     """How a family of models differs from a plain Llama: data, read by the config parser, the compiler and the packer.
 
     ``sources`` has, for each role of a program's tensors (the last word of its name), the checkpoint tensors that it is
-    made of: several are joined by rows, gate and up strip by strip.
+    made of: several are joined by rows, gate and up strip by strip. ``norms`` has, for each role of a matrix that reads a
+    norm and nothing else, that norm's role; ``pairs`` are the matrices that may be equalised.
     """
 
     name: str
     qkv_bias: bool | None  # None: as the config's attention_bias says, which adds a bias to o too
     sources: Mapping[str, tuple[str, ...]] = field(repr=False)
+    norms: Mapping[str, str] = field(repr=False)
+    pairs: tuple[Pair, ...] = field(repr=False)
 
     def source_names(self, tensor: str) -> tuple[str, ...]:
         """Checkpoint names of a program's tensor: ``layers.3.o`` -> ``("model.layers.3.self_attn.o_proj.weight",)``."""
@@ -47,12 +62,12 @@ _LLAMA_SOURCES = MappingProxyType(
     }
 )
 
+_LLAMA_NORMS = MappingProxyType({"qkv": "input_norm", "gate_up": "post_norm", "logits": "norm"})
+_LLAMA_PAIRS = (Pair("qkv", 2, "o"), Pair("gate_up", 1, "down"))  # v and o, up and down
+
 ARCHITECTURES = {
-    architecture.name: architecture
-    for architecture in (
-        Architecture("LlamaForCausalLM", qkv_bias=None, sources=_LLAMA_SOURCES),
-        Architecture("Qwen2ForCausalLM", qkv_bias=True, sources=_LLAMA_SOURCES),
-    )
+    name: Architecture(name, qkv_bias, _LLAMA_SOURCES, _LLAMA_NORMS, _LLAMA_PAIRS)
+    for name, qkv_bias in (("LlamaForCausalLM", None), ("Qwen2ForCausalLM", True))
 }
 
 

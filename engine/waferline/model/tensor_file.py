@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ class TensorInfo:
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(_NUMPY_DTYPES[self.dtype]).itemsize
 
 
 class TensorFile:
@@ -64,32 +70,73 @@ def to_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
     return bfloat16_to_float32(stored) if stored.dtype == np.uint16 else stored.astype(np.float32)
 
 
-def write_tensor_file(
-    path: Path, metadata: Mapping[str, str], tensors: Mapping[str, TensorInfo], data: Callable[[str], NDArray[Any]]
-) -> None:
-    """Write ``tensors`` in their order, asking ``data`` for one at a time. The same input gives the same bytes.
+@dataclass(frozen=True)
+class Block:
+    """A part of a tensor's bytes; ``make`` gives it as a contiguous array of ``nbytes``, on any thread."""
 
-    The first tensor begins at a multiple of ``ALIGNMENT``. The file appears under its name when it is complete.
+    nbytes: int
+    make: Callable[[], NDArray[Any]]
+
+
+def array_block(array: NDArray[Any]) -> Block:
+    """The block that ``array`` is."""
+    return Block(array.nbytes, lambda: array)
+
+
+def write_tensor_file(
+    path: Path,
+    metadata: Callable[[], Mapping[str, str]],
+    tensors: Mapping[str, TensorInfo],
+    blocks: Mapping[str, Sequence[Block]],
+    run: Callable[[Iterable[Callable[[], None]]], None],
+) -> None:
+    """Write ``tensors`` in their order, each from its ``blocks``, whose making and writing is given to ``run`` as jobs.
+
+    ``metadata`` is called before that for its length, and after it for its content. The same input gives the same
+    bytes. The first tensor begins at a multiple of ``ALIGNMENT``. The file appears under its name when it is complete.
     """
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offsets: dict[str, Any] = {}
     end = 0
     for name, info in tensors.items():
-        begin, end = end, end + int(np.prod(info.shape)) * np.dtype(_NUMPY_DTYPES[info.dtype]).itemsize
-        header[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text = text.ljust(round_up(8 + len(text), ALIGNMENT) - 8)
-    partial = path.with_name(f"{path.name}.partial")
+        begin, end = end, end + info.nbytes
+        if sum(block.nbytes for block in blocks[name]) != info.nbytes:
+            raise ValueError(f"{name}: {sum(block.nbytes for block in blocks[name])} bytes in blocks, expected {info}")
+        offsets[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [begin, end]}
+
+    def header() -> bytes:
+        text = json.dumps({"__metadata__": dict(metadata()), **offsets}, separators=(",", ":")).encode()
+        text = text.ljust(round_up(8 + len(text), ALIGNMENT) - 8)
+        return len(text).to_bytes(8, "little") + text
+
+    start, lock = len(header()), threading.Lock()
+    partial_path = path.with_name(f"{path.name}.partial")
+
+    def write(at: int, block: Block) -> None:
+        made = block.make()
+        if made.nbytes != block.nbytes:
+            raise ValueError(f"block: {made.nbytes} bytes, expected {block.nbytes}")
+        with lock:
+            out.seek(at)
+            out.write(made.data)
+
+    def jobs() -> Iterator[Callable[[], None]]:
+        at = start
+        for name in tensors:
+            for block in blocks[name]:
+                yield partial(write, at, block)
+                at += block.nbytes
+
     try:
-        with partial.open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            for name, info in tensors.items():
-                stored = np.ascontiguousarray(data(name), _NUMPY_DTYPES[info.dtype])
-                if stored.shape != info.shape:
-                    raise ValueError(f"{name}: shape {list(stored.shape)}, expected {info}")
-                out.write(stored.data)
-        os.replace(partial, path)
+        with partial_path.open("wb") as out:
+            run(jobs())
+            head = header()
+            if len(head) != start:
+                raise ValueError(f"metadata: {len(head)} bytes of header, expected {start}")
+            out.seek(0)
+            out.write(head)
+        os.replace(partial_path, path)
     finally:
-        partial.unlink(missing_ok=True)
+        partial_path.unlink(missing_ok=True)
 
 
 class LazyWeights(Mapping[str, NDArray[Any]]):

@@ -73,7 +73,6 @@ cdef extern from *:
 cdef extern from "arena.h":
     void *arena_create(int64_t)
     void arena_destroy(void *, int64_t)
-    void arena_touch(void *, int64_t) nogil
 
 cdef extern from "gate.h":
     ctypedef struct Gate:
@@ -169,6 +168,11 @@ cdef extern from "bandwidth.h":
 cdef extern from "limits.h":
     double c_measure_peak "measure_peak"(const KernelTable *, int, int *, int, int64_t) nogil
     double c_measure_barrier "measure_barrier"(int, int *, int) nogil
+
+cdef struct StripsToLoad:
+    Executor *executor
+    const uint8_t *strips
+    int tensor
 
 LEVELS = ("base", "avx2", "avx512", "amx")
 STRUCT_SIZES = {
@@ -308,8 +312,6 @@ cdef class Core:
             raise RuntimeError(f"threads: {e.num_workers}, but the system grants fewer")
         e.ring.may_nap = team_leaves_cpu(e.team)
         self.is_open = True
-        with nogil:
-            team_run(e.team, touch_arena, e)
 
     cdef void *keep(self, name, array):
         self.kept[name] = array
@@ -357,14 +359,12 @@ cdef class Core:
         self.e.tensors[tensor].table_stride = padded.shape[1]
 
     def load_strips(self, int tensor, const uint8_t[:, ::1] strips):
-        """Copy each worker's strips (uint8 [num_strips, strip_bytes]) into its arena."""
-        cdef Executor *e = &self.e
-        cdef const Share *share
-        cdef int w
-        for w in range(e.num_workers):
-            share = &e.shares[tensor * e.num_workers + w]
-            if share.count > 0:
-                memcpy(e.workers[w].arena + share.offset, &strips[share.first, 0], share.count * e.tensors[tensor].strip_bytes)
+        """Have each worker copy its strips (of uint8 [num_strips, strip_bytes]) into its arena, whose pages it so touches
+        first."""
+        cdef StripsToLoad load
+        load.executor, load.tensor, load.strips = &self.e, tensor, &strips[0, 0]
+        with nogil:
+            team_run(self.e.team, load_share, &load)
 
     def attach(self):
         team_attach(self.e.team)
@@ -419,6 +419,9 @@ cdef class Core:
         self.close()
 
 
-cdef void touch_arena(void *context, int worker) noexcept nogil:
-    cdef Worker *self = &(<Executor *>context).workers[worker]
-    arena_touch(self.arena, self.arena_bytes)
+cdef void load_share(void *context, int worker) noexcept nogil:
+    cdef StripsToLoad *load = <StripsToLoad *>context
+    cdef Executor *e = load.executor
+    cdef const Share *share = &e.shares[load.tensor * e.num_workers + worker]
+    cdef int64_t size = e.tensors[load.tensor].strip_bytes
+    memcpy(e.workers[worker].arena + share.offset, load.strips + share.first * size, share.count * size)
