@@ -4,6 +4,9 @@
     python benches/quality.py ../shared/models/stories260K \\
         ../shared/corpora/tinystories_1000/tinystories_1000.txt --dtype q8 --stories 50
 
+The dtype may also be ``q4_0``: the f32 model with its matrices rounded as llama.cpp rounds them in a Q4_0 file, where the
+output matrix has eight bits (``--pure`` leaves it four). Its activations stay in float32, which favours it a little.
+
 TEXT is one file; `<|endoftext|>` on a line of its own ends each story. Every story is scored by itself: encoded with
 the BOS token that the tokenizer gives it, cut to the model's context, each of its tokens but the first predicted from
 those before it. Perplexity is exp of the mean negative log-likelihood over all those tokens; the divergence (nats) is
@@ -15,15 +18,21 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from waferline.fabric.placement import plan_placement
 from waferline.model.load import Model, load_model
+from waferline.model.tensor_file import LazyWeights
 from waferline_kernels.executor import Executor, create_executor
+from waferline_kernels.program import TensorSpec
 from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SPAN, ExecutorLimits
+from waferline_kernels.tiles import interleave_strips, pack_matrix, unpack_matrix
 
 STORY_END = "<|endoftext|>"
 ROWS = 512  # of a step; bounds the logits held at once
@@ -32,6 +41,39 @@ ROWS = 512  # of a step; bounds the logits held at once
 def read_stories(path: Path, count: int) -> list[str]:
     stories = (story.strip() for story in path.read_text(encoding="utf-8").split(STORY_END))
     return [story for story in stories if story][:count]
+
+
+def rounded(weight: NDArray[np.float32], bits: int) -> NDArray[np.float32]:
+    """``weight`` [n, k] as llama.cpp's Q4_0 or Q8_0 keeps it: float16 scales for groups of 32 K."""
+    n, k = weight.shape
+    groups = np.zeros((n, -(-k // 32) * 32), np.float32)
+    groups[:, :k] = weight
+    groups = groups.reshape(n, -1, 32)
+    extreme = np.take_along_axis(groups, np.abs(groups).argmax(axis=-1, keepdims=True), axis=-1)
+    scale = extreme / np.float32(-8) if bits == 4 else np.abs(extreme) / np.float32(127)
+    steps = groups / np.where(scale == 0, np.float32(np.inf), scale)
+    codes = np.clip(np.floor(steps + np.float32(8.5)), 0, 15) - 8 if bits == 4 else np.rint(steps)
+    values = codes * scale.astype(np.float16).astype(np.float32)
+    return values.astype(np.float32).reshape(n, -1)[:, :k]
+
+
+def load_q4_0(model: str, max_model_len: int | None, is_pure: bool) -> Model:
+    """An f32 model whose matrices are rounded; the embedding too, where it is the output matrix."""
+    loaded = load_model(model, "f32", max_model_len)
+
+    def weights(spec: TensorSpec) -> NDArray[Any]:
+        strips = loaded.weights[spec.name]
+        if spec.is_table:
+            return strips
+        bits = 8 if spec.name == "logits" and not is_pure else 4
+        halves = (strips[0::2], strips[1::2]) if spec.interleaved else (strips,)
+        unpacked = (unpack_matrix(np.ascontiguousarray(half), spec.n, spec.k, spec.format) for half in halves)
+        packed = [pack_matrix(rounded(half, bits), spec.format) for half in unpacked]
+        return interleave_strips(*packed) if spec.interleaved else packed[0]
+
+    return replace(
+        loaded, dtype="q4_0", weights=LazyWeights({t.name: partial(weights, t) for t in loaded.program.tensors})
+    )
 
 
 def make_executor(model: Model, context: int, threads: int | None) -> Executor:
@@ -69,12 +111,18 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("text", type=Path)
     parser.add_argument("--dtype", default="q8")
+    parser.add_argument("--pure", action="store_true", help="with q4_0: the output matrix too in four bits")
     parser.add_argument("--stories", type=int, default=50)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-model-len", type=int, help="shorter than the model's context, to save time and memory")
     args = parser.parse_args()
 
-    models = [load_model(args.model, dtype, args.max_model_len) for dtype in ("f32", args.dtype)]
+    models = [
+        load_q4_0(args.model, args.max_model_len, args.pure)
+        if dtype == "q4_0"
+        else load_model(args.model, dtype, args.max_model_len)
+        for dtype in ("f32", args.dtype)
+    ]
     context = models[0].max_model_len
     executors = [make_executor(model, context, args.threads) for model in models]
     num_tokens, losses, divergence = 0, [0.0, 0.0], 0.0

@@ -14,6 +14,7 @@ from .fabric.placement import plan_placement
 from .fabric.report import report_lines, report_rows, residency_lines
 from .fabric.residency import fill_cores, host_residency
 from .fabric.spec import FABRICS, host_fabric, wse3
+from .model.dtypes import DTYPES
 from .model.load import Model
 
 CONTEXT = 128  # tokens that the step reported on attends to, where the model has room for as many
@@ -30,7 +31,7 @@ def inspect_lines(model: Model, threads: int | None, fabric: str = "host") -> It
         f"shape      {config.layers} layers, hidden {config.hidden}, ffn {config.ffn}, vocabulary {config.vocab}, "
         f"{config.heads} heads of {config.head_dim}, {config.kv_heads} KV heads"
     )
-    yield f"weights    {model.dtype}, {sum(tensor.nbytes for tensor in program.tensors) / 1e6:.1f} MB"
+    yield f"weights    {DTYPES[model.dtype]}, {sum(tensor.nbytes for tensor in program.tensors) / 1e6:.1f} MB"
     yield f"context    {model.max_model_len} tokens"
     yield from _host_lines(model, threads) if fabric == "host" else _wafer_lines(model)
     yield f"program    {len(program.instructions)} instructions"

@@ -57,6 +57,7 @@ GROUP = 128
 SUBGROUP = 32
 SUBGROUPS = GROUP // SUBGROUP
 MAX_SUBSCALE = 8
+MIN_STEP = np.float32(1e-30)  # a smaller step between q4 codes would overflow when inverted
 MIN_ACTIVATION_MAX = np.float32(1e-30)  # below it a group counts as zeros: 127 / max would overflow
 
 
@@ -133,15 +134,13 @@ def pack_matrix(weight: NDArray[np.float32], format: TileFormat) -> NDArray[np.u
 
     Columns of the last strip beyond N hold weights of zero. Raises ValueError for a weight that is not a finite matrix.
     """
-    if weight.ndim != 2 or 0 in weight.shape:
-        raise ValueError(f"weight: shape {weight.shape}, expected a matrix [N, K] with N and K of at least 1")
-    n, k = weight.shape
+    n, k = checked_matrix(weight).shape
     strips = num_strips(n)
     # [strips, 16, K]
     columns = np.zeros((strips, TILE_N, k), np.float32)
     columns.reshape(-1, k)[:n] = weight
     if not np.isfinite(columns).all():
-        raise ValueError("weight: holds NaN or infinity, expected finite numbers")
+        raise ValueError(NOT_FINITE)
     if not format.is_quantized:
         return _lines(bfloat16_bits(columns) if format.bits == 16 else columns, format)
     padded = np.zeros((strips, TILE_N, format.num_groups(k) * format.group), np.float32)
@@ -166,6 +165,16 @@ def pack_matrix(weight: NDArray[np.float32], format: TileFormat) -> NDArray[np.u
     return packed.reshape(strips, -1)
 
 
+NOT_FINITE = "weight: holds NaN or infinity, expected finite numbers"
+
+
+def checked_matrix(weight: NDArray[Any]) -> NDArray[Any]:
+    """``weight``, if it is a matrix. Raises ValueError where it is not."""
+    if weight.ndim != 2 or 0 in weight.shape:
+        raise ValueError(f"weight: shape {weight.shape}, expected a matrix [N, K] with N and K of at least 1")
+    return weight
+
+
 def _lines(columns: NDArray[Any], format: TileFormat) -> NDArray[np.uint8]:
     """The lines of ``columns`` (weights or codes [S, 16, K]), uint8 [S, lines * 64]; K is padded with zero weights."""
     strips, _, k = columns.shape
@@ -185,8 +194,9 @@ def quantize_q8(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArra
     The scale gives the largest weight of a group the code 127.
     """
     scales = bfloat16_bits(np.abs(groups).max(axis=-1) / np.float32(Q8_MAX_CODE))
-    codes = _round_codes(groups, bfloat16_to_float32(scales), -Q8_MAX_CODE, Q8_MAX_CODE)
-    return scales, codes.astype(np.int8)
+    scale = bfloat16_to_float32(scales)[..., None]
+    codes = np.rint(groups / np.where(scale == 0, np.float32(np.inf), scale))
+    return scales, np.clip(codes, -Q8_MAX_CODE, Q8_MAX_CODE).astype(np.int8)
 
 
 def quantize_q4(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArray[np.int8], NDArray[np.uint8]]:
@@ -208,8 +218,9 @@ def quantize_q4(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArra
         scale, least = np.where(is_better, tried, scale), np.where(is_better, errors, least)
         subscales = np.where(is_better[..., None], chosen, subscales)
     integers = _q4_codes(subgroups, scale[..., None] * subscales) * subscales[..., None]
-    squares = (integers * integers).sum(axis=(-2, -1))
-    fitted = (integers * subgroups).sum(axis=(-2, -1)) / np.where(squares > 0, squares, np.float32(1))
+    squares = _sum_in_order((integers * integers).reshape(groups.shape))
+    products = _sum_in_order((integers * subgroups).reshape(groups.shape))
+    fitted = products / np.where(squares > 0, squares, np.float32(1))
     scales = bfloat16_bits(fitted)
     codes = _q4_codes(subgroups, bfloat16_to_float32(scales)[..., None] * subscales) + np.float32(Q4_ZERO_POINT)
     return scales, subscales.astype(np.int8), codes.astype(np.uint8).reshape(groups.shape)
@@ -230,20 +241,25 @@ def _best_subscales(
         tried = np.clip(nearest + np.float32(offset), 1, MAX_SUBSCALE) * sign
         steps = divisor * tried
         error = subgroups - _q4_codes(subgroups, steps) * steps[..., None]
-        squared_error = (error * error).sum(axis=-1)
+        squared_error = _sum_in_order(error * error)
         is_better = squared_error < least
         least, chosen = np.where(is_better, squared_error, least), np.where(is_better, tried, chosen)
-    return least.sum(axis=-1), chosen
+    return _sum_in_order(least), chosen
 
 
 def _q4_codes(x: NDArray[np.float32], step: NDArray[np.float32]) -> NDArray[np.float32]:
-    return _round_codes(x, step, -Q4_ZERO_POINT, Q4_ZERO_POINT - 1)
+    """``x`` [..., n] times 1 / ``step`` [...], to the nearest in -8 .. 7; a step below ``MIN_STEP`` gives zeros."""
+    is_tiny = np.abs(step) < MIN_STEP
+    inverse = np.where(is_tiny, np.float32(0), np.float32(1) / np.where(is_tiny, np.float32(1), step))
+    return np.clip(np.rint(x * inverse[..., None]), -Q4_ZERO_POINT, Q4_ZERO_POINT - 1)
 
 
-def _round_codes(x: NDArray[np.float32], step: NDArray[np.float32], low: int, high: int) -> NDArray[np.float32]:
-    """``x`` [..., n] in steps of ``step`` [...], to the nearest in ``low .. high``; a step of 0 gives zeros."""
-    divisor = step[..., None]
-    return np.clip(np.rint(x / np.where(divisor == 0, np.float32(np.inf), divisor)), low, high)
+def _sum_in_order(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The sum over the last axis in ascending order, each addition rounded by itself."""
+    total = np.zeros(x.shape[:-1], np.float32)
+    for i in range(x.shape[-1]):
+        total += x[..., i]
+    return total
 
 
 def strip_integers(packed: NDArray[np.uint8], k: int, format: TileFormat) -> NDArray[np.int8]:

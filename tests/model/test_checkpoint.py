@@ -73,7 +73,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="block: 20 bytes, expected 24"):
         write_tensor_file(tmp_path / "x", dict, infos, {"x": [Block(24, lambda: VALUES.reshape(-1)[:5])]}, run_jobs)
     lengths = iter((1, 100))
-    with pytest.raises(ValueError, match="metadata: .* bytes of header, expected"):
+    with pytest.raises(ValueError, match=r"metadata: .* bytes of header, expected"):
         write_tensor_file(
             tmp_path / "x", lambda: {"key": "x" * next(lengths)}, infos, {"x": [Block(24, lambda: VALUES)]}, run_jobs
         )

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from waferline.model.compile import compile_program
+from waferline.model.dtypes import DTYPES
 from waferline.model.fields import Fields
 from waferline.model.spec import ModelConfig, parse_config
 from waferline_kernels.program import NO_TENSOR, Op, Program
-from waferline_kernels.tiles import F32, FORMATS, Q8
 
 MAX_MODEL_LEN = 128
 
@@ -24,7 +24,7 @@ def table_of(program: Program) -> list[str]:
 
 
 def test_a_q8_program(fixtures_dir: Path) -> None:
-    program = compile_program(config_of(fixtures_dir / "qwen2"), Q8, MAX_MODEL_LEN)
+    program = compile_program(config_of(fixtures_dir / "qwen2"), DTYPES["q8"], MAX_MODEL_LEN)
     layer = [
         "norm x -> act [48 -> 48] weight=layers.1.input_norm group=128",
         "matmul act -> qkv [48 -> 80] weight=layers.1.qkv bias=layers.1.qkv_bias store",
@@ -50,7 +50,7 @@ def test_a_q8_program(fixtures_dir: Path) -> None:
 
 
 def test_an_f32_program_quantises_nothing(fixtures_dir: Path) -> None:
-    program = compile_program(config_of(fixtures_dir / "odd-sharded"), F32, MAX_MODEL_LEN)
+    program = compile_program(config_of(fixtures_dir / "odd-sharded"), DTYPES["f32"], MAX_MODEL_LEN)
     assert table_of(program)[:9] == [
         "embed x -> x [50 -> 50] weight=embed",
         "norm x -> act [50 -> 50] weight=layers.0.input_norm",
@@ -69,7 +69,7 @@ def test_an_f32_program_quantises_nothing(fixtures_dir: Path) -> None:
 @pytest.mark.parametrize("dtype", ["q8", "f32"])
 def test_tensors_stand_in_the_order_of_use(fixtures_dir: Path, name: str, dtype: str) -> None:
     config = config_of(fixtures_dir / name)
-    program = compile_program(config, FORMATS[dtype], MAX_MODEL_LEN)
+    program = compile_program(config, DTYPES[dtype], MAX_MODEL_LEN)
     # A tied embedding is gathered from the output matrix, which lies where it is swept.
     instructions = [i for i in program.instructions if not (config.tied and i["op"] == Op.EMBED)]
     used = dict.fromkeys(int(i[operand]) for i in instructions for operand in ("weight", "bias"))
@@ -80,7 +80,17 @@ def test_tensors_stand_in_the_order_of_use(fixtures_dir: Path, name: str, dtype:
 
 def test_the_rotary_table_alone_depends_on_max_model_len(fixtures_dir: Path) -> None:
     config = config_of(fixtures_dir / "untied")
-    short, long = (compile_program(config, Q8, length) for length in (16, 256))
+    short, long = (compile_program(config, DTYPES["q8"], length) for length in (16, 256))
     assert (short.instructions == long.instructions).all()
     assert [a.name for a, b in zip(short.tensors, long.tensors, strict=True) if a != b] == ["rope"]
     assert (long.tensors[long.tensor_id("rope")].n, long.tensors[long.tensor_id("rope")].k) == (256, config.head_dim)
+
+
+def test_an_override_holds_for_its_matrix_alone(fixtures_dir: Path) -> None:
+    program = compile_program(config_of(fixtures_dir / "untied"), DTYPES["q4"], MAX_MODEL_LEN)
+    assert {tensor.name: tensor.format.name for tensor in program.tensors if tensor.format.name == "q8"} == {
+        "logits": "q8"
+    }
+    assert {tensor.format.name for tensor in program.tensors if not tensor.is_table} == {"q4", "q8"}
+    assert str(DTYPES["q4"]) == "q4 (logits: q8)"
+    assert str(DTYPES["q8"]) == "q8"

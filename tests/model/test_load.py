@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import outliers
 import pytest
 from safetensors.numpy import load_file
 
@@ -93,3 +96,45 @@ def test_invalid_json(folder: Path, name: str) -> None:
     (folder / name).write_text("{not json")
     with pytest.raises(ModelError, match=f"{name}: not valid JSON"):
         load_model(folder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's account of a process's memory")
+def test_a_packed_model_is_in_memory_once(tmp_path: Path) -> None:
+    """Anonymous memory grows by the arenas, and not by another copy; the file's pages are the page cache's."""
+    tensors = {
+        "model.embed_tokens.weight": (32768, 256),
+        "model.norm.weight": (256,),
+        **{f"model.layers.0.{norm}_layernorm.weight": (256,) for norm in ("input", "post_attention")},
+        **{f"model.layers.0.self_attn.{part}_proj.weight": (256, 256) for part in "qkvo"},
+        **{f"model.layers.0.mlp.{part}_proj.weight": (32768, 256) for part in ("gate", "up")},
+        "model.layers.0.mlp.down_proj.weight": (256, 32768),
+    }
+    rng, source = np.random.default_rng(0), Path(__file__).parents[1] / "fixtures" / "tied"
+    folder = outliers.write_model(
+        source,
+        tmp_path / "model",
+        {name: rng.standard_normal(shape, np.float32) for name, shape in tensors.items()},
+        vocab_size=32768,
+        hidden_size=256,
+        intermediate_size=32768,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=64,
+    )
+    pack_model(folder, tmp_path / "packed", "q8")
+    code = f"""
+from pathlib import Path
+import numpy as np
+from waferline import LLM
+def anonymous():
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon:"))
+LLM("demo", kv_cache_memory=1 << 20).close()
+before = anonymous()
+llm = LLM({str(tmp_path / "packed")!r}, threads=2, kv_cache_memory=1 << 20, max_num_seqs=1, max_num_batched_tokens=16)
+print((anonymous() - before) / llm.stats()["model_bytes"])
+llm.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3

@@ -75,6 +75,7 @@ def rewrite(path: Path, metadata: dict[str, str] | None = None, drop: str = "", 
         ({"format_version": "1"}, "format_version: '1', expected 2; pack the model again"),
         ({"dtype": "q3"}, "dtype: 'q3', expected f32 or bf16 or q8 or q4"),
         ({"group": "32"}, "group: '32', expected 128"),
+        ({"overrides": '{"logits": "q4"}'}, r"overrides: .*q4.*, expected {}; pack the model again"),
     ],
 )
 def test_another_format(fixtures_dir: Path, tmp_path: Path, metadata: dict[str, str], message: str) -> None:

@@ -58,6 +58,9 @@ class Checkpoint:
             self._files[tensor] = shards[name]
         self.paths = [index, *(self.folder / name for name in names)]
 
+    def names(self) -> list[str]:
+        return list(self._files)
+
     def info(self, name: str) -> TensorInfo:
         return self._files[name].tensors[name]
 

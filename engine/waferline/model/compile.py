@@ -5,54 +5,56 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from waferline_kernels.program import NO_TENSOR, Buffer, Epilogue, Op, Program, ProgramBuilder, TensorSpec
-from waferline_kernels.tiles import TileFormat
 
+from .dtypes import Dtype
 from .spec import ModelConfig
 
 
-def compile_program(config: ModelConfig, format: TileFormat, max_model_len: int) -> Program:
-    """The program of a step, its matrices in ``format`` and its rotary table for ``max_model_len`` positions.
+def compile_program(config: ModelConfig, dtype: Dtype, max_model_len: int) -> Program:
+    """The program of a step, its matrices in the formats of ``dtype`` and its rotary table for ``max_model_len`` positions.
 
     Float formats take their activations as they are; quantised ones have each matmul's input quantised before it.
     """
-    return _Compiler(config, format, max_model_len).program()
+    return _Compiler(config, dtype, max_model_len).program()
 
 
-def program_tensors(config: ModelConfig, format: TileFormat, max_model_len: int) -> Iterator[TensorSpec]:
+def program_tensors(config: ModelConfig, dtype: Dtype, max_model_len: int) -> Iterator[TensorSpec]:
     """The tensors in the order in which a step reads them. A tied embedding is gathered from ``logits``."""
     hidden, ffn, context, qkv = config.hidden, config.ffn, config.heads * config.head_dim, config.dims.qkv
 
     def table(name: str, k: int, n: int = 1) -> TensorSpec:
         return TensorSpec(name, n, k, is_table=True)
 
+    def matrix(name: str, n: int, k: int, interleaved: bool = False) -> TensorSpec:
+        return TensorSpec(name, n, k, dtype.format_of(name.rpartition(".")[2]), interleaved)
+
     if not config.tied:
-        yield TensorSpec("embed", config.vocab, hidden, format)
+        yield matrix("embed", config.vocab, hidden)
     yield table("rope", config.head_dim, max_model_len)
     for layer in range(config.layers):
         at = f"layers.{layer}."
         yield table(at + "input_norm", hidden)
-        yield TensorSpec(at + "qkv", qkv, hidden, format)
+        yield matrix(at + "qkv", qkv, hidden)
         if config.qkv_bias:
             yield table(at + "qkv_bias", qkv)
-        yield TensorSpec(at + "o", hidden, context, format)
+        yield matrix(at + "o", hidden, context)
         if config.o_bias:
             yield table(at + "o_bias", hidden)
         yield table(at + "post_norm", hidden)
-        yield TensorSpec(at + "gate_up", ffn, hidden, format, interleaved=True)
-        yield TensorSpec(at + "down", hidden, ffn, format)
+        yield matrix(at + "gate_up", ffn, hidden, interleaved=True)
+        yield matrix(at + "down", hidden, ffn)
     yield table("norm", hidden)
-    yield TensorSpec("logits", config.vocab, hidden, format)
+    yield matrix("logits", config.vocab, hidden)
 
 
 class _Compiler:
     """Emits the instructions of one program over tensors that are declared first."""
 
-    def __init__(self, config: ModelConfig, format: TileFormat, max_model_len: int) -> None:
+    def __init__(self, config: ModelConfig, dtype: Dtype, max_model_len: int) -> None:
         self._config = config
-        self._group = format.group
         self._layer = 0  # what instructions are emitted for
         self._builder = ProgramBuilder(config.dims)
-        self._specs = {spec.name: spec for spec in program_tensors(config, format, max_model_len)}
+        self._specs = {spec.name: spec for spec in program_tensors(config, dtype, max_model_len)}
         self._ids = {name: self._builder.tensor(spec) for name, spec in self._specs.items()}
 
     def program(self) -> Program:
@@ -63,7 +65,7 @@ class _Compiler:
             self._attention(f"layers.{self._layer}.")
             self._feed_forward(f"layers.{self._layer}.")
         self._layer = 0
-        self._norm("norm", wanted_rows=True)
+        self._norm("norm", "logits", wanted_rows=True)
         self._matmul("logits", Buffer.ACT, Buffer.LOGITS, op=Op.LOGITS)
         emit(Op.SAMPLE, Buffer.LOGITS, Buffer.LOGITS, k=config.vocab, n=config.vocab)
         return self._builder.build()
@@ -71,18 +73,18 @@ class _Compiler:
     def _attention(self, at: str) -> None:
         dims, emit, layer = self._config.dims, self._builder.emit, self._layer
         context = dims.heads * dims.head_dim
-        self._norm(at + "input_norm")
+        self._norm(at + "input_norm", at + "qkv")
         self._matmul(at + "qkv", Buffer.ACT, Buffer.QKV)
         emit(Op.ROTARY, Buffer.QKV, Buffer.QKV, weight=self._ids["rope"], layer=layer, k=dims.qkv, n=dims.qkv)
         emit(Op.ATTEND, Buffer.QKV, Buffer.CTX, layer=layer, k=dims.qkv, n=context)
-        self._matmul(at + "o", self._quantized(Buffer.CTX, context), Buffer.X, Epilogue.ADD)
+        self._matmul(at + "o", self._quantized(Buffer.CTX, at + "o"), Buffer.X, Epilogue.ADD)
 
     def _feed_forward(self, at: str) -> None:
-        self._norm(at + "post_norm")
+        self._norm(at + "post_norm", at + "gate_up")
         self._matmul(at + "gate_up", Buffer.ACT, Buffer.FFN, Epilogue.SILU_MUL)
-        self._matmul(at + "down", self._quantized(Buffer.FFN, self._config.ffn), Buffer.X, Epilogue.ADD)
+        self._matmul(at + "down", self._quantized(Buffer.FFN, at + "down"), Buffer.X, Epilogue.ADD)
 
-    def _norm(self, name: str, wanted_rows: bool = False) -> None:
+    def _norm(self, name: str, reader: str, wanted_rows: bool = False) -> None:
         hidden = self._config.hidden
         self._builder.emit(
             Op.NORM,
@@ -92,16 +94,17 @@ class _Compiler:
             layer=self._layer,
             k=hidden,
             n=hidden,
-            group=self._group,
+            group=self._specs[reader].format.group,
             wanted_rows=wanted_rows,
             eps=self._config.norm_eps,
         )
 
-    def _quantized(self, src: Buffer, k: int) -> Buffer:
-        """The buffer from which a matmul reads ``src``: its codes where the weights are quantised."""
-        if not self._group:
+    def _quantized(self, src: Buffer, reader: str) -> Buffer:
+        """The buffer from which the matmul of ``reader`` reads ``src``: its codes where the weights are quantised."""
+        k, group = self._specs[reader].k, self._specs[reader].format.group
+        if not group:
             return src
-        self._builder.emit(Op.QUANTIZE, src, Buffer.ACT, layer=self._layer, k=k, n=k, group=self._group)
+        self._builder.emit(Op.QUANTIZE, src, Buffer.ACT, layer=self._layer, k=k, n=k, group=group)
         return Buffer.ACT
 
     def _matmul(
@@ -118,6 +121,6 @@ class _Compiler:
             layer=self._layer,
             k=spec.k,
             n=spec.n,
-            group=self._group,
+            group=spec.format.group,
             wanted_rows=op is Op.LOGITS,
         )

@@ -10,11 +10,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from waferline_kernels.program import Program
-from waferline_kernels.tiles import FORMATS
 
 from ..demo import MODEL_DIR
 from .checkpoint import Checkpoint, read_side_files
 from .compile import compile_program
+from .dtypes import DTYPES
 from .errors import ModelError
 from .fields import Fields
 from .packed import PackedFile, write_packed
@@ -63,7 +63,7 @@ def load_model(model: str | Path, dtype: str | None = None, max_model_len: int |
     described = {name: Fields.parse(data, str(path / name)) for name, data in files.items() if name != TOKENIZER_FILE}
     config = parse_config(described["config.json"])
     max_model_len = _checked_max_model_len(max_model_len, config)
-    program = compile_program(config, FORMATS[dtype], max_model_len)
+    program = compile_program(config, DTYPES[dtype], max_model_len)
     weights = packed.weights(config, program) if packed else checkpoint_weights(Checkpoint(path), config, program)
     tokenizer = Tokenizer.from_json_bytes(
         files[TOKENIZER_FILE], described.get(TOKENIZER_CONFIG_FILE), str(path / TOKENIZER_FILE)
@@ -95,8 +95,8 @@ def pack_model(model: str | Path, out: str | Path, dtype: str | None = None) -> 
 
 
 def _checked_dtype(dtype: str) -> str:
-    if dtype not in FORMATS:
-        raise ModelError(f"dtype: {dtype!r}, expected one of {', '.join(sorted(FORMATS))}")
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype: {dtype!r}, expected one of {', '.join(sorted(DTYPES))}")
     return dtype
 
 

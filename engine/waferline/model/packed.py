@@ -7,8 +7,9 @@ Its metadata::
 
     format          "waferline-packed"
     format_version  "2"
-    dtype           "q8"                        the matrices' format, and
-    group           "64"                        the K that share one of its scales (0: none)
+    dtype           "q4"                        the matrices' format,
+    group           "128"                       the K that share one of its scales (0: none), and
+    overrides       {"logits": "q8"}            matrices, by role, in another format
     sources         {"model.safetensors": ...}  SHA-256 of every file it was made from
     waferline       "0.1.0"                     the version that packed it
 
@@ -25,10 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from waferline_kernels.program import Program, TensorSpec
-from waferline_kernels.tiles import FORMATS
 
 from .checkpoint import OPTIONAL_FILES, REQUIRED_FILES, Checkpoint, file_sha256, read_side_files
 from .compile import compile_program
+from .dtypes import DTYPES, Dtype
 from .errors import ModelError
 from .fields import Fields
 from .packing import rope_table, tensor_packers
@@ -50,7 +51,7 @@ def write_packed(folder: Path, out: Path, dtype: str) -> None:
     files = read_side_files(folder)
     config = parse_config(Fields.parse(files["config.json"], str(folder / "config.json")))
     checkpoint = Checkpoint(folder)
-    program = compile_program(config, FORMATS[dtype], config.max_position_embeddings)
+    program = compile_program(config, DTYPES[dtype], config.max_position_embeddings)
     packers = tensor_packers(checkpoint, config, program)
     digests = {path.name: _NO_DIGEST for path in (*(folder / name for name in files), *checkpoint.paths)}
 
@@ -59,7 +60,8 @@ def write_packed(folder: Path, out: Path, dtype: str) -> None:
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "dtype": dtype,
-            "group": str(FORMATS[dtype].group),
+            "group": str(DTYPES[dtype].format.group),
+            "overrides": _overrides(DTYPES[dtype]),
             "sources": json.dumps(digests, sort_keys=True),
             "waferline": _waferline_version(),
         }
@@ -91,10 +93,12 @@ class PackedFile:
         metadata = self._file.metadata
         self._check("format", (FORMAT,), "for a checkpoint give the folder it lies in")
         self._check("format_version", (FORMAT_VERSION,), "pack the model again")
-        self._check("dtype", tuple(FORMATS), "pack the model again")
-        self._check("group", (str(FORMATS[metadata["dtype"]].group),), "pack the model again")
+        self._check("dtype", tuple(DTYPES), "pack the model again")
+        dtype = DTYPES[metadata["dtype"]]
+        self._check("group", (str(dtype.format.group),), "pack the model again")
+        self._check("overrides", (_overrides(dtype),), "pack the model again")
         self.path = path
-        self.dtype = metadata["dtype"]
+        self.dtype = dtype.name
         self.files = {name: self._side_file(name) for name in REQUIRED_FILES} | {
             name: self._side_file(name) for name in OPTIONAL_FILES if name in self._file.tensors
         }
@@ -141,6 +145,10 @@ def _packed_tensors(program: Program) -> dict[str, TensorInfo]:
 
     stored = [spec for spec in program.tensors if spec.name != "rope"]
     return {spec.name: info(spec) for spec in sorted(stored, key=lambda spec: spec.is_table)}
+
+
+def _overrides(dtype: Dtype) -> str:
+    return json.dumps({role: format.name for role, format in dtype.overrides.items()})
 
 
 def _waferline_version() -> str:

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from waferline_kernels.packing import pack_matrix
 from waferline_kernels.program import Program, TensorSpec
-from waferline_kernels.tiles import TILE_N, interleave_strips, pack_matrix
+from waferline_kernels.tiles import TILE_N, interleave_strips
 
 from .checkpoint import Checkpoint
 from .errors import ModelError
 from .parallel import run_jobs
 from .progress import ProgressBar
-from .rescaling import Rescaling, rescaled, rows_at_once
+from .rescaling import Rescaling, rescaled
 from .rope import rotary_table
 from .spec import ModelConfig
 from .tensor_file import Block, LazyWeights, to_float32
+
+VALUES_AT_ONCE = 1 << 17  # float32 temporaries of 512 KiB stay in a core's cache
 
 
 def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> LazyWeights:
@@ -67,7 +70,7 @@ class TensorPacker:
         spec = self.spec
         if spec.is_table:
             return [Block(spec.nbytes, partial(self._made, bar, self._table))]
-        strips_at_once = rows_at_once(spec.k) // TILE_N * (2 if spec.interleaved else 1)
+        strips_at_once = max(1, VALUES_AT_ONCE // spec.k // TILE_N) * (2 if spec.interleaved else 1)
         firsts = range(0, spec.num_strips, strips_at_once)
         ends = (min(first + strips_at_once, spec.num_strips) for first in firsts)
         return [
@@ -104,10 +107,10 @@ class TensorPacker:
         for part, source in enumerate(self._names):
             rows = self._rescaling.rows(name, part)
             parts.append(to_float32(self._checkpoint.view(source)) * (np.float32(1) if rows is None else rows))
-        table = np.concatenate(parts)
+        table = np.concatenate(parts)[None]
         if not np.isfinite(table).all():
             raise ValueError("weight: holds NaN or infinity, expected finite numbers")
-        return np.ones_like(table) if self._rescaling.is_folded(name) else table
+        return table
 
     def _strips(self, first: int, end: int) -> NDArray[np.uint8]:
         """Strips [first, end): uint8 [end - first, strip_bytes]."""

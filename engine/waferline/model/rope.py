@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .fields import Fields
+from .parallel import run_jobs
 
 DEFAULT_THETA = 10000.0
+POSITIONS_AT_ONCE = 4096  # whose table a thread makes at a time
 TYPES = ("default", "linear", "llama3")
 
 
@@ -78,6 +81,14 @@ def rotary_table(head_dim: int, theta: float, scaling: RopeScaling | None, max_m
 
     ``rotary_table(4, 100.0, None, 2)[1]`` is ``[cos 1, cos 0.1, sin 1, sin 0.1]``.
     """
-    positions = np.arange(max_model_len, dtype=np.float32)
-    angles = (positions[:, None] * inverse_frequencies(head_dim, theta, scaling)).astype(np.float64)
-    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    inverse = inverse_frequencies(head_dim, theta, scaling)
+    table = np.empty((max_model_len, head_dim), np.float32)
+
+    def fill(first: int) -> None:
+        rows = table[first : first + POSITIONS_AT_ONCE]
+        positions = np.arange(first, first + len(rows), dtype=np.float32)
+        angles = (positions[:, None] * inverse).astype(np.float64)
+        rows[:, : head_dim // 2], rows[:, head_dim // 2 :] = np.cos(angles), np.sin(angles)
+
+    run_jobs(partial(fill, first) for first in range(0, max_model_len, POSITIONS_AT_ONCE))
+    return table

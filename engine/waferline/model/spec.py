@@ -14,9 +14,10 @@ from .rope import RopeScaling, parse_rope
 
 @dataclass(frozen=True)
 class Pair:
-    """Two matrices between which each channel may be rescaled: all that lies between them is linear in the channel.
+    """Tensors between which each channel may be rescaled, because all that lies between is linear in the channel.
 
-    The rows of source ``part`` of the role ``made_by`` make the channels, the columns of the role ``read_by`` read them.
+    The rows of source ``part`` of the role ``made_by`` (or the gains of a norm) make the channels; the columns of the
+    matrix ``read_by``, and nothing else, read them.
     """
 
     made_by: str
@@ -29,14 +30,12 @@ class Architecture:
     """How a family of models differs from a plain Llama: data, read by the config parser, the compiler and the packer.
 
     ``sources`` has, for each role of a program's tensors (the last word of its name), the checkpoint tensors that it is
-    made of: several are joined by rows, gate and up strip by strip. ``norms`` has, for each role of a matrix that reads a
-    norm and nothing else, that norm's role; ``pairs`` are the matrices that may be equalised.
+    made of: several are joined by rows, gate and up strip by strip. ``pairs``: see Pair.
     """
 
     name: str
     qkv_bias: bool | None  # None: as the config's attention_bias says, which adds a bias to o too
     sources: Mapping[str, tuple[str, ...]] = field(repr=False)
-    norms: Mapping[str, str] = field(repr=False)
     pairs: tuple[Pair, ...] = field(repr=False)
 
     def source_names(self, tensor: str) -> tuple[str, ...]:
@@ -62,11 +61,16 @@ _LLAMA_SOURCES = MappingProxyType(
     }
 )
 
-_LLAMA_NORMS = MappingProxyType({"qkv": "input_norm", "gate_up": "post_norm", "logits": "norm"})
-_LLAMA_PAIRS = (Pair("qkv", 2, "o"), Pair("gate_up", 1, "down"))  # v and o, up and down
+_LLAMA_PAIRS = (
+    Pair("input_norm", 0, "qkv"),
+    Pair("qkv", 2, "o"),  # attention takes weighted means of v
+    Pair("post_norm", 0, "gate_up"),
+    Pair("gate_up", 1, "down"),  # silu(gate) * up
+    Pair("norm", 0, "logits"),
+)
 
 ARCHITECTURES = {
-    name: Architecture(name, qkv_bias, _LLAMA_SOURCES, _LLAMA_NORMS, _LLAMA_PAIRS)
+    name: Architecture(name, qkv_bias, _LLAMA_SOURCES, _LLAMA_PAIRS)
     for name, qkv_bias in (("LlamaForCausalLM", None), ("Qwen2ForCausalLM", True))
 }
 

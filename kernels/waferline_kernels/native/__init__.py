@@ -18,6 +18,7 @@ else:
         measure_barrier,
         measure_peak,
         measure_read,
+        pack_matrix,
         supported_levels,
     )
 
@@ -38,6 +39,7 @@ __all__ = [
     "measure_barrier",
     "measure_peak",
     "measure_read",
+    "pack_matrix",
     "supported_levels",
     "unavailable_reason",
 ]

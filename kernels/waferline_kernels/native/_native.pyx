@@ -11,7 +11,7 @@ import numpy as np
 from ..aligned import aligned_zeros
 
 cdef extern from "waferline.h":
-    enum: NUM_BUFFERS, BUFFER_ACT, MAX_HEAD_DIM
+    enum: NUM_BUFFERS, BUFFER_ACT, MAX_HEAD_DIM, TILE_N
     ctypedef struct Instruction:
         pass
     ctypedef struct Share:
@@ -49,6 +49,7 @@ cdef extern from "kernels.h":
         void *argmax
         void *exp_sum
         void *read
+        int (*pack[4])(const float *, int32_t, int32_t, uint8_t *) noexcept nogil
     const KernelTable kernels_base
     int64_t SCRATCH_BYTES(int64_t)
     enum: ARENA_SLACK
@@ -244,6 +245,18 @@ def measure_read(level, int num_workers, cpus, int64_t size, int sweeps):
     if seconds < 0:
         raise MemoryError(f"no memory or threads to read {size} bytes with {num_workers} workers")
     return seconds
+
+
+def pack_strips(level, int format, const float[:, ::1] weights, uint8_t[:, ::1] strips):
+    """Pack weights [n, k] into strips [ceil(n / 16), strip_bytes] of a quantised format; whether all are finite."""
+    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cdef int32_t n = weights.shape[0], k = weights.shape[1], strip
+    cdef int is_finite = 1
+    with nogil:
+        for strip in range(<int32_t>strips.shape[0]):
+            is_finite &= kernels.pack[format](
+                &weights[strip * TILE_N, 0], min(TILE_N, n - strip * TILE_N), k, &strips[strip, 0])
+    return bool(is_finite)
 
 
 cdef void *address(array):

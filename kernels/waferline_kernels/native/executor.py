@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,17 @@ from ..placement import SHARE, Placement, check_placement
 from ..program import INSTRUCTION, Buffer, Program
 from ..ring import ENTRY
 from ..sequences import SAMPLING, SPAN, ExecutorLimits
-from ..tiles import ALIGNMENT, GROUP, SUBGROUPS, TILE_N, TileFormat, round_up
+from ..tiles import (
+    ALIGNMENT,
+    GROUP,
+    NOT_FINITE,
+    SUBGROUPS,
+    TILE_N,
+    TileFormat,
+    checked_matrix,
+    num_strips,
+    round_up,
+)
 from . import _native
 
 PRIVATE_ROWS = 4  # executor.c: rows that every worker prepares for itself
@@ -35,6 +46,7 @@ for _name, _dtype in (
         raise ImportError(f"{_name}: {_native.STRUCT_SIZES[_name]} bytes in C, {_dtype.itemsize} in numpy")
 
 
+@cache  # asking the processor is slow in a virtual machine
 def supported_levels() -> tuple[str, ...]:
     """The instruction-set levels that this processor and operating system run, lowest first."""
     return _native.supported_levels()
@@ -75,6 +87,16 @@ def _on_its_own_thread(measure: Callable[..., float], *arguments: object) -> flo
 def level_kernels(level: str) -> list[tuple[str, int | None]]:
     """The kernels of a supported level: (operation, code of its weights' format or None)."""
     return [(operation, None if code < 0 else code) for operation, code in _native.kernel_table(level)]
+
+
+def pack_matrix(weight: NDArray[np.float32], format: TileFormat) -> NDArray[np.uint8]:
+    """What ``tiles.pack_matrix`` gives for a quantised format, and its errors."""
+    weight = np.ascontiguousarray(checked_matrix(weight), np.float32)
+    n, k = weight.shape
+    strips = np.empty((num_strips(n), format.strip_bytes(k)), np.uint8)
+    if not _native.pack_strips(choose_level(None), format.code, weight, strips):
+        raise ValueError(NOT_FINITE)
+    return strips
 
 
 class NativeRing:

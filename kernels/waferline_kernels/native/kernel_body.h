@@ -21,6 +21,7 @@ enum { PREFETCH_BYTES = 512 };
 #include "kernel_attention.h"
 #include "kernel_matmul.h"
 #include "kernel_peak.h"
+#include "kernel_pack.h"
 #include "kernel_rows.h"
 
 const KernelTable NAMED(kernels) = {
@@ -46,4 +47,5 @@ const KernelTable NAMED(kernels) = {
             [FORMAT_Q8] = NAMED(peak_int8),
             [FORMAT_Q4] = NAMED(peak_int8),
         },
+    .pack = {[FORMAT_Q8] = NAMED(pack_q8), [FORMAT_Q4] = NAMED(pack_q4)},
 };

@@ -66,6 +66,8 @@ typedef struct {
     /* `macs` multiply-adds or a little more of the level's own dot product on operands in registers, by the weights'
      * format; returns those done. What a peak is measured with */
     int64_t (*peak[4])(int64_t macs);
+    /* weights[rows][k], at most 16 rows -> a strip; whether all are finite. By the format; NULL where it is not quantised */
+    int (*pack[4])(const float *weights, int32_t rows, int32_t k, uint8_t *strip);
 } KernelTable;
 
 extern const KernelTable kernels_base;
