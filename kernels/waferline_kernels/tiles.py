@@ -220,7 +220,7 @@ def quantize_q4(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArra
     integers = _q4_codes(subgroups, scale[..., None] * subscales) * subscales[..., None]
     squares = _sum_in_order((integers * integers).reshape(groups.shape))
     products = _sum_in_order((integers * subgroups).reshape(groups.shape))
-    fitted = products / np.where(squares > 0, squares, np.float32(1))
+    fitted = products / np.maximum(squares, np.float32(1))  # squares are whole numbers
     scales = bfloat16_bits(fitted)
     codes = _q4_codes(subgroups, bfloat16_to_float32(scales)[..., None] * subscales) + np.float32(Q4_ZERO_POINT)
     return scales, subscales.astype(np.int8), codes.astype(np.uint8).reshape(groups.shape)
