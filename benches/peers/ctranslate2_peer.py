@@ -15,7 +15,9 @@ from .runner import Generation, Runner, Setup, converted
 
 class CTranslate2Runner(Runner):
     def __init__(self, setup: Setup) -> None:
-        folder = converted(setup, f"ctranslate2-{setup.variant}", lambda path: convert(setup.model, path, setup.variant))
+        folder = converted(
+            setup, f"ctranslate2-{setup.variant}", lambda path: convert(setup.model, path, setup.variant)
+        )
         self._generator = ctranslate2.Generator(
             str(folder), device="cpu", compute_type=setup.variant, inter_threads=1, intra_threads=setup.threads
         )

@@ -77,6 +77,7 @@ class LlamaCppRunner(Runner):
         if not self._model:
             raise Absent(f"llama.cpp does not load {path.name} of this model")
         self._threads = setup.threads
+        self._max_model_len = setup.max_model_len
         self._contexts: dict[tuple[int, int], Any] = {}  # by sequences and tokens of each
         self.vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self.settings = (
@@ -123,9 +124,9 @@ class LlamaCppRunner(Runner):
         return Generation(chosen, np.diff(times).tolist())
 
     def logits(self, token_ids: list[int]) -> NDArray[np.float32]:
-        """The logits after each of ``token_ids``: a copy, float32 [tokens, vocab]."""
+        """The logits after each of ``token_ids``, ``max_model_len`` at most: a copy, float32 [tokens, vocab]."""
         count = len(token_ids)
-        context = self._context(1, count)
+        context = self._context(1, self._max_model_len)
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), False)
         batch = TokenBatch(count)
         batch.assign(np.zeros(count, np.int64))
