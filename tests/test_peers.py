@@ -57,20 +57,22 @@ def test_rates_are_medians_of_runs() -> None:
 
 
 def test_the_table_marks_the_fastest_and_names_the_absent() -> None:
-    fast = Contender("waferline", "q8", "built here", works={DECODE.name: Measurement([[0.01] * 4])})
-    slow = Contender("other", "int8", works={DECODE.name: Measurement([[0.1] * 4]), PREFILL.name: Measurement([[2.0]])})
-    gone = Contender("third", "int4", absent="not installed")
+    fast = Contender("waferline", "q8", 2, "built here", works={DECODE.name: Measurement([[0.01] * 4])})
+    slow = Contender(
+        "other", "int8", 1, works={DECODE.name: Measurement([[0.1] * 4]), PREFILL.name: Measurement([[2.0]])}
+    )
+    gone = Contender("third", "int4", 2, absent="not installed")
     table = markdown("tiny", [DECODE, PREFILL], [fast, slow, gone])
     assert "| engine | decode, batch 8 | prefill, 512 tokens |" in table
-    assert "| waferline q8 | **800** | - |" in table
-    assert "| other int8 | 80.0 | **256** |" in table
-    assert "- waferline q8: built here" in table
-    assert "- third int4: absent: not installed" in table
+    assert "| waferline q8, 2 | **800** | - |" in table
+    assert "| other int8, 1 | 80.0 | **256** |" in table
+    assert "- waferline q8, 2: built here" in table
+    assert "- third int4, 2: absent: not installed" in table
     assert "| third int4" not in table
 
 
 def test_records_leave_out_what_was_not_measured() -> None:
-    contender = Contender("other", "int8", works={PREFILL.name: Measurement([[2.0], [1.0], [4.0]])})
+    contender = Contender("other", "int8", 1, works={PREFILL.name: Measurement([[2.0], [1.0], [4.0]])})
     [record] = records([DECODE, PREFILL], [contender])
     assert record["works"] == {
         PREFILL.name: {"tokens_per_second": 256.0, "step_ms_p50": 2000.0, "step_ms_p95": 4000.0, "runs": 3}

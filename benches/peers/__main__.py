@@ -2,7 +2,7 @@
 
     PYTHONPATH=engine:kernels python -m benches.peers MODEL [MODEL ...] [--threads 2] [--out DIR]
 
-Each engine runs in a process of its own with the same number of threads, greedily and past any end token, from the same
+Each engine runs in a process of its own with the same numbers of threads, greedily and past any end token, from the same
 prompts. One repeat gives each of them each piece of work once, so that a machine whose speed drifts does so for all; the
 figures are medians of the repeats. What cannot be installed or converted is listed with its reason. Into DIR go
 ``MODEL.md``, ``MODEL.json`` and, where matplotlib is installed, ``MODEL.png``.
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="decoded of each sequence; %(default)s")
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prompt; %(default)s")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", default="2", help="each engine with each of these numbers; %(default)s")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "waferline-peers")
     parser.add_argument("--out", type=Path, help="a folder for the reports")
     parser.add_argument("--check", action="store_true")
@@ -52,7 +52,7 @@ def main() -> None:
     args.cache.mkdir(parents=True, exist_ok=True)
     for model in args.models:
         if args.check:
-            print_agreement(model, engines, args.threads, args.cache)
+            print_agreement(model, engines, max(_counts(args.threads)), args.cache)
         else:
             compare(model, engines, args)
 
@@ -60,19 +60,28 @@ def main() -> None:
 def compare(model: Path, engines: Sequence[str], args: argparse.Namespace) -> None:
     """Measure every variant of ``engines`` on ``model``; print the report, and write it where ``--out`` says."""
     context = read_config(model)["max_position_embeddings"]
-    batches = [int(batch) for batch in args.batch.split(",")]
+    batches = _counts(args.batch)
     works = [decode_work(batch, args.prompt_tokens, args.tokens) for batch in batches]
     max_model_len = args.prompt_tokens + args.tokens + 1
     if args.prefill < context:
         works.append(prefill_work(args.prefill))
         max_model_len = max(max_model_len, args.prefill + 1)
-    contenders = [Contender(engine, variant) for engine in engines for variant in PEERS[engine]]
+    contenders = [
+        Contender(engine, variant, threads)
+        for engine in engines
+        for variant in PEERS[engine]
+        for threads in _counts(args.threads)
+    ]
     processes: dict[str, PeerProcess] = {}
     try:
         for contender in contenders:
-            setup = Setup(model, contender.variant, args.threads, max(batches), max_model_len, args.cache)
+            setup = Setup(model, contender.variant, contender.threads, max(batches), max_model_len, args.cache)
             try:
-                process = PeerProcess(contender.engine, setup, args.cache / f"{contender.name.replace(' ', '-')}.log")
+                process = PeerProcess(
+                    contender.engine,
+                    setup,
+                    args.cache / f"{contender.engine}-{contender.variant}-{contender.threads}.log",
+                )
                 processes[contender.name] = process
                 contender.settings = process.settings
             except Absent as reason:
@@ -83,7 +92,7 @@ def compare(model: Path, engines: Sequence[str], args: argparse.Namespace) -> No
         for process in processes.values():
             process.close()
 
-    title = f"{model.resolve().name}, threads: {args.threads}, {machine()}"
+    title = f"{model.resolve().name}, {machine()}"
     text = markdown(title, works, contenders)
     print(text, flush=True)
     if args.out:
@@ -96,6 +105,10 @@ def compare(model: Path, engines: Sequence[str], args: argparse.Namespace) -> No
             chart.draw(title, works, contenders, stem.with_suffix(".png"))
         except ImportError as error:
             print(f"no chart: {error}")
+
+
+def _counts(text: str) -> list[int]:
+    return [int(count) for count in text.split(",")]
 
 
 def _repeat(work: Work, contenders: list[Contender], processes: dict[str, PeerProcess], repeats: int) -> None:

@@ -50,6 +50,11 @@ def convert(setup: Setup, path: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise Absent(f"the model builder fails: {result.stderr.strip().splitlines()[-1]}")
+    # The builder adds an end-of-turn id of the tokenizer's, which may lie outside the vocabulary.
+    written = path / "genai_config.json"
+    config = json.loads(written.read_text())
+    config["model"]["eos_token_id"] = [read_config(setup.model)["eos_token_id"]]
+    written.write_text(json.dumps(config))
 
 
 def prepare(setup: Setup) -> Runner:

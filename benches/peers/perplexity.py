@@ -29,9 +29,9 @@ WAFERLINE_DTYPES = ("f32", "q8", "q4")
 Score = Callable[[list[int]], float]  # the sum of negative log-likelihoods of all token ids but the first
 
 
-def waferline_score(model_dir: Path, dtype: str, context: int) -> Score:
+def waferline_score(model_dir: Path, dtype: str, context: int, threads: int) -> Score:
     model = load_model(model_dir, dtype, context)
-    executor = make_executor(model, context, None)
+    executor = make_executor(model, context, threads)
 
     def score(token_ids: list[int]) -> float:
         logprobs = np.concatenate(list(log_probabilities(model, executor, token_ids)))
@@ -77,7 +77,7 @@ def main() -> None:
 
     exact = None
     for dtype in WAFERLINE_DTYPES:
-        perplexity = report(f"waferline {dtype}", waferline_score(args.model, dtype, context), exact)
+        perplexity = report(f"waferline {dtype}", waferline_score(args.model, dtype, context, args.threads), exact)
         exact = exact or perplexity
     exact = None
     for variant, pure in LLAMA_CPP_FILES:

@@ -37,13 +37,14 @@ class Contender:
 
     engine: str
     variant: str
+    threads: int
     settings: str = ""
     absent: str = ""
     works: dict[str, Measurement] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return f"{self.engine} {self.variant}"
+        return f"{self.engine} {self.variant}, {self.threads}"
 
     def rate(self, work: Work) -> float | None:
         measured = self.works.get(work.name)
@@ -64,6 +65,7 @@ def records(works: Sequence[Work], contenders: Iterable[Contender]) -> list[dict
         {
             "engine": contender.engine,
             "variant": contender.variant,
+            "threads": contender.threads,
             "settings": contender.settings,
             "absent": contender.absent,
             "works": {
@@ -84,7 +86,7 @@ def records(works: Sequence[Work], contenders: Iterable[Contender]) -> list[dict
 def markdown(title: str, works: Sequence[Work], contenders: Sequence[Contender]) -> str:
     """A table of tokens per second, the best of each column bold, then what each contender is and why others are absent."""
     best = {work.name: max((contender.rate(work) or 0.0 for contender in contenders), default=0.0) for work in works}
-    lines = [f"### {title}", "", "tokens/s, medians", ""]
+    lines = [f"### {title}", "", "tokens/s, medians; after each name the number of threads", ""]
     lines.append(f"| engine | {' | '.join(work.name for work in works)} |")
     lines.append("|---" * (len(works) + 1) + "|")
     for contender in contenders:
