@@ -96,7 +96,10 @@ class LlamaCppRunner(Runner):
             params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.kv_unified = False
             params.no_perf = True
-            self._contexts[batch, length] = llama_cpp.llama_init_from_model(self._model, params)
+            context = llama_cpp.llama_init_from_model(self._model, params)
+            if not context:
+                raise RuntimeError(f"llama.cpp makes no context of {batch} sequences of {length} tokens")
+            self._contexts[batch, length] = context
         return self._contexts[batch, length]
 
     def generate(self, prompts: NDArray[np.int32], tokens: int) -> Generation:
