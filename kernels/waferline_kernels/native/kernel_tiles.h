@@ -29,55 +29,69 @@ static void configure_tiles(int rows) {
 
 /* Two strips, or one, as the tile registers take them. */
 typedef struct {
-    const int8_t *weights[2]; /* q8: the strips themselves; q4: [groups][GROUP_BYTES] */
-    const float *scales[2];   /* [groups][16] */
+    const uint8_t *strips[2];
+    int8_t *unpacked[2];    /* of q4: [groups][GROUP_BYTES], or where rows fit two tiles and pass once, [2][GROUP_BYTES] */
+    const float *scales[2]; /* [groups][16] */
 } TileStrips;
 
-INLINE const int8_t *group_weights(const int8_t *weights, int g, const int format) {
-    if (format == FORMAT_Q4) return weights + g * GROUP_BYTES;
-    return weights + g / 2 * (Q8_BLOCK_LINES + 1) * LINE_BYTES + LINE_BYTES + g % 2 * GROUP_BYTES;
-}
-
-/* A q4 strip's codes times subscales: int8 [groups][GROUP_BYTES]. A code times a magnitude stays below 128, so 16-bit
- * products of byte pairs do not carry; -x is ~x + 1, and the 1 is in the zero point that is taken off. */
-INLINE void unpack_q4(const uint8_t *strip, int k, int8_t *tiles) {
-    for (int left = k; left > 0; left -= GROUP) {
-        const uint8_t *lines = strip + LINE_BYTES;
-        const int num_lines = left < GROUP ? (left + Q4_LINE_K - 1) / Q4_LINE_K : Q4_BLOCK_LINES;
-        for (int line = 0; line < num_lines; line++) {
-            const __m512i subscales = (__m512i)load_subscales(strip, line * Q4_LINE_K / SUBGROUP).v[0];
-            const __m512i magnitude = _mm512_abs_epi32(subscales), sign = _mm512_srai_epi32(subscales, 31);
-            const __m512i factor = _mm512_or_si512(magnitude, _mm512_slli_epi32(magnitude, 16)); /* uint16 [16][2] */
-            const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi32(factor, 8)), 3);
-            const __m512i zero = _mm512_xor_si512(zero_points, sign); /* int8 [16][4] */
-            Line low, high;
-            load_q4(lines + line * LINE_BYTES, &low, &high);
-            low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
-            high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
-            _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);
-            _mm512_storeu_si512(tiles + (2 * line + 1) * LINE_BYTES, high);
-        }
-        strip = lines + num_lines * LINE_BYTES;
-        tiles += GROUP_BYTES;
+/* Up to SUBGROUP K of q4, lines of codes [16][4] in halves, times their subscales: int8 [K / 4][16][4]. A code times a
+ * magnitude stays below 128, so 16-bit products of byte pairs do not carry; -x is ~x + 1, and the 1 is in the zero point
+ * that is taken off. */
+INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, __m512i subscales, int8_t *tiles) {
+    const __m512i magnitude = _mm512_abs_epi32(subscales), sign = _mm512_srai_epi32(subscales, 31);
+    const __m512i factor = _mm512_or_si512(magnitude, _mm512_slli_epi32(magnitude, 16)); /* uint16 [16][2] */
+    const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi32(factor, 8)), 3);
+    const __m512i zero = _mm512_xor_si512(zero_points, sign); /* int8 [16][4] */
+#pragma GCC unroll 4
+    for (int line = 0; line < num_lines; line++) {
+        Line low, high;
+        load_q4(lines + line * LINE_BYTES, &low, &high);
+        __builtin_prefetch(lines + line * LINE_BYTES + PREFETCH_BYTES);
+        low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
+        high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
+        _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);
+        _mm512_storeu_si512(tiles + (2 * line + 1) * LINE_BYTES, high);
     }
 }
 
-/* Strip s and, where strips is 2, s + 1, made ready in the worker's scratch. */
-INLINE TileStrips prepare_strips(const Matmul *m, int s, const int strips, const int format) {
+/* Group g of a q4 strip, its codes times subscales: int8 [GROUP_BYTES]. */
+INLINE void unpack_group(const uint8_t *strip, int g, int k, int8_t *tiles) {
+    enum { FULL = SUBGROUP / Q4_LINE_K };
+    const uint8_t *scale_line = strip + g * (Q4_BLOCK_LINES + 1) * LINE_BYTES;
+    const int left = k - g * GROUP, num_lines = left < GROUP ? (left + Q4_LINE_K - 1) / Q4_LINE_K : Q4_BLOCK_LINES;
+    for (int s = 0; s * FULL < num_lines; s++) {
+        const __m512i subscales = (__m512i)load_subscales(scale_line, s).v[0];
+        const uint8_t *lines = scale_line + (1 + s * FULL) * LINE_BYTES;
+        if (num_lines - s * FULL >= FULL)
+            unpack_subgroup(lines, FULL, subscales, tiles + s * SUBGROUP * TILE_N);
+        else
+            unpack_subgroup(lines, num_lines - s * FULL, subscales, tiles + s * SUBGROUP * TILE_N);
+    }
+    __asm__ volatile("" : : : "memory"); /* gcc 12 does not know that tileloadd reads memory */
+}
+
+/* Where group g of strip j lies for the tile registers. */
+INLINE const int8_t *group_weights(const TileStrips *w, int j, int g, const int format, const int passes_once) {
+    if (format == FORMAT_Q4) return w->unpacked[j] + (passes_once ? g % 2 : g) * GROUP_BYTES;
+    return (const int8_t *)w->strips[j] + g / 2 * (Q8_BLOCK_LINES + 1) * LINE_BYTES + LINE_BYTES + g % 2 * GROUP_BYTES;
+}
+
+/* Strip s and, where strips is 2, s + 1, with their scales in the worker's scratch, and what is unpacked beforehand. */
+INLINE TileStrips prepare_strips(const Matmul *m, int s, const int strips, const int format, const int passes_once) {
     const int groups = (m->k + GROUP - 1) / GROUP;
     TileStrips y;
     for (int j = 0; j < strips; j++) {
-        const uint8_t *strip = m->strips + (s + j) * m->strip_bytes;
-        int8_t *unpacked = (int8_t *)m->scratch + (int64_t)j * groups * GROUP_BYTES;
+        const uint8_t *strip = y.strips[j] = m->strips + (s + j) * m->strip_bytes;
         float *scales = (float *)(m->scratch + 2 * (int64_t)groups * GROUP_BYTES) + j * groups * TILE_N;
         for (int g = 0; g < groups; g++) {
             const uint8_t *line = format == FORMAT_Q4 ? strip + g * (Q4_BLOCK_LINES + 1) * LINE_BYTES
                                                       : strip + g / 2 * (Q8_BLOCK_LINES + 1) * LINE_BYTES + g % 2 * TILE_N * 2;
             store16(scales + g * TILE_N, load_bfloat16(line));
         }
-        if (format == FORMAT_Q4) unpack_q4(strip, m->k, unpacked);
-        y.weights[j] = format == FORMAT_Q4 ? unpacked : (const int8_t *)strip;
         y.scales[j] = scales;
+        y.unpacked[j] = (int8_t *)m->scratch + (int64_t)j * groups * GROUP_BYTES;
+        for (int g = 0; format == FORMAT_Q4 && g < (passes_once ? 1 : groups); g++)
+            unpack_group(strip, g, m->k, y.unpacked[j] + g * GROUP_BYTES);
     }
     return y;
 }
@@ -103,7 +117,7 @@ INLINE void add_group(const int32_t *sums, const float *a_scales, int64_t stride
 
 /* `tiles` tiles of `tile_rows` rows from `row`, times `strips` strips from s. */
 INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row, const int tile_rows, const int tiles,
-                           const int strips, const int format) {
+                           const int strips, const int format, const int passes_once) {
     int32_t sums[2][4 * TILE_ROWS * TILE_N] __attribute__((aligned(64))); /* [turn][tile, strip][row][16] */
     float acc[2 * TILE_ROWS * 2 * TILE_N] __attribute__((aligned(64)));   /* [tile][row][strip][16] */
     const int64_t stride = m->act.codes_stride;
@@ -116,8 +130,8 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
         int32_t *turn = sums[g % 2];
         int done = g > 0 ? 0 : tiles; /* tiles of rows to which the group before has been added */
         if (g < groups) {
-            const int8_t *first = group_weights(w->weights[0], g, format);
-            const int8_t *second = strips == 2 ? group_weights(w->weights[1], g, format) : first;
+            const int8_t *first = group_weights(w, 0, g, format, passes_once);
+            const int8_t *second = strips == 2 ? group_weights(w, 1, g, format, passes_once) : first;
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
@@ -148,6 +162,8 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
                     done++;
                 }
             }
+            for (int j = 0; format == FORMAT_Q4 && passes_once && g + 1 < groups && j < strips; j++)
+                unpack_group(w->strips[j], g + 1, m->k, w->unpacked[j] + (g + 1) % 2 * GROUP_BYTES);
             _tile_stored(0, turn, LINE_BYTES);
             if (strips == 2) _tile_stored(1, turn + TILE_ROWS * TILE_N, LINE_BYTES);
             if (tiles == 2) _tile_stored(2, turn + 2 * TILE_ROWS * TILE_N, LINE_BYTES);
@@ -170,10 +186,18 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
 /* All rows times `strips` strips from s. */
 INLINE void multiply_tile_strips(const Matmul *m, int s, int num_tiles, const int tile_rows, const int strips,
                                  const int format) {
-    const TileStrips w = prepare_strips(m, s, strips, format);
+    if (num_tiles <= 2) {
+        const TileStrips w = prepare_strips(m, s, strips, format, 1);
+        if (num_tiles == 2)
+            multiply_tiles(m, &w, s, 0, tile_rows, 2, strips, format, 1);
+        else
+            multiply_tiles(m, &w, s, 0, tile_rows, 1, strips, format, 1);
+        return;
+    }
+    const TileStrips w = prepare_strips(m, s, strips, format, 0);
     int t = 0;
-    for (; t + 2 <= num_tiles; t += 2) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 2, strips, format);
-    if (t < num_tiles) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 1, strips, format);
+    for (; t + 2 <= num_tiles; t += 2) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 2, strips, format, 0);
+    if (t < num_tiles) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 1, strips, format, 0);
 }
 
 INLINE void multiply_all_strips(const Matmul *m, int num_tiles, const int tile_rows, const int format) {
