@@ -223,6 +223,19 @@ static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
     if (entry->num_top >= 0) score_token(e->kernels, logits, e->dims.vocab, entry->num_top, entry, scratch);
 }
 
+/* Ask for the first of the worker's strips that instruction n or one soon after it multiplies by: they come while the team
+ * meets, and while rows are prepared. */
+static void prefetch_strips(const Executor *e, int32_t n, int worker) {
+    enum { BYTES = 4096 };
+    while (n < e->num_instructions && e->instructions[n].op != OP_MATMUL && e->instructions[n].op != OP_LOGITS) n++;
+    if (n == e->num_instructions) return;
+    const int32_t weight = e->instructions[n].weight;
+    const Share *share = &e->shares[weight * e->num_workers + worker];
+    const uint8_t *strips = e->workers[worker].arena + share->offset;
+    const int64_t bytes = share->count * e->tensors[weight].strip_bytes;
+    for (int64_t i = 0; i < bytes && i < BYTES; i += LINE_BYTES) __builtin_prefetch(strips + i);
+}
+
 static void run_step(void *context, int worker) {
     Executor *e = context;
     int64_t *profile = worker == 0 ? e->profile : NULL;
@@ -247,7 +260,10 @@ static void run_step(void *context, int worker) {
             break;
         }
         const int64_t done = profile ? gate_now_ns() : 0;
-        if (must_meet) team_barrier(e->team);
+        if (must_meet) {
+            if (i->op != OP_NORM && i->op != OP_QUANTIZE) prefetch_strips(e, n + 1, worker);
+            team_barrier(e->team);
+        }
         if (profile) {
             profile[2 * n] += done - begin;
             profile[2 * n + 1] += gate_now_ns() - done;
