@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What quantisation costs: perplexity of a dtype and of f32 on a text, and the mean KL divergence between them.
+"""What quantisation costs: perplexity of a dtype and KV dtype and of f32 on a text, and the mean KL divergence of the two.
 
     python benches/quality.py ../shared/models/stories260K \\
         ../shared/corpora/tinystories_1000/tinystories_1000.txt --dtype q8 --stories 50
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from waferline.fabric.placement import plan_placement
 from waferline.model.load import Model, load_model
 from waferline.model.tensor_file import LazyWeights
+from waferline.runtime.memory import choose_kv_dtype
 from waferline_kernels.executor import Executor, create_executor
 from waferline_kernels.program import TensorSpec
 from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SPAN, ExecutorLimits
@@ -76,13 +77,14 @@ def load_q4_0(model: str, max_model_len: int | None, is_pure: bool) -> Model:
     )
 
 
-def make_executor(model: Model, context: int, threads: int | None) -> Executor:
+def make_executor(model: Model, kv_dtype: str, context: int, threads: int | None) -> Executor:
     limits = ExecutorLimits(
         max_num_seqs=1,
         max_model_len=context,
         max_num_batched_tokens=ROWS,
         max_num_logits=ROWS,
         num_kv_blocks=-(-context // KV_BLOCK_SIZE),
+        kv_dtype=kv_dtype,
     )
     executor = create_executor(model.program, plan_placement(model.program, threads), model.weights, limits)
     executor.sequences.block_tables[0] = np.arange(limits.num_kv_blocks)
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--dtype", default="q8")
     parser.add_argument("--pure", action="store_true", help="with q4_0: the output matrix too in four bits")
+    parser.add_argument("--kv-dtype", default="auto")
     parser.add_argument("--stories", type=int, default=50)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-model-len", type=int, help="shorter than the model's context, to save time and memory")
@@ -124,7 +127,10 @@ def main() -> None:
         for dtype in ("f32", args.dtype)
     ]
     context = models[0].max_model_len
-    executors = [make_executor(model, context, args.threads) for model in models]
+    kv_dtypes = ("f32", choose_kv_dtype(args.kv_dtype, args.dtype))
+    executors = [
+        make_executor(model, kv_dtype, context, args.threads) for model, kv_dtype in zip(models, kv_dtypes, strict=True)
+    ]
     num_tokens, losses, divergence = 0, [0.0, 0.0], 0.0
     for story in read_stories(args.text, args.stories):
         token_ids = models[0].tokenizer.encode(story)[:context]
@@ -147,6 +153,7 @@ def main() -> None:
     print(f"model            {models[0].name}, {executors[0].name} {executors[0].level}")
     print(f"scored           {num_tokens} tokens of {args.stories} stories at most, in a context of {context}")
     print(f"perplexity f32   {perplexities[0]:.4f}")
+    print(f"KV cache         {kv_dtypes[1]}, beside {kv_dtypes[0]}")
     print(f"perplexity {args.dtype:5} {perplexities[1]:.4f}  ({100 * (perplexities[1] / perplexities[0] - 1):+.3f}%)")
     print(f"mean KL          {divergence / num_tokens:.6f} nats")
 

@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-num-seqs", type=int, metavar="N", help="completions that run at once")
     serve.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="of one step")
     serve.add_argument("--kv-cache-memory", type=_size, metavar="SIZE", help="such as 512MiB or 2GiB")
-    serve.add_argument("--kv-dtype", metavar="DTYPE")
+    serve.add_argument("--kv-dtype", metavar="DTYPE", help="of the KV cache: f32, bf16, int8 or auto; default: auto")
     serve.add_argument(
         "--enable-prefix-caching",
         action=argparse.BooleanOptionalAction,

@@ -49,7 +49,8 @@ class _EmbeddedEngine:
         leaves it to the model's size and the machine. ``max_model_len``: tokens of a sequence, prompt and completion;
         None: as many as the model was made for and the KV cache holds. ``max_num_seqs``: completions that run at once;
         more wait. ``max_num_batched_tokens``: rows of a step. ``kv_cache_memory``: bytes; None: half of the free
-        memory, and no more than can be used. ``kv_dtype``: "auto" or "f32".
+        memory, and no more than can be used. ``kv_dtype``: "f32", "bf16", "int8", or "auto", which
+        is f32 beside weights in f32 and else bf16.
         ``enable_prefix_caching``: keep the keys and values of prompts and completions for others that begin alike.
 
         Raises ModelError, ValueError or TypeError, naming what is wrong.

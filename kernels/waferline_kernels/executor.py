@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .aligned import aligned_zeros
+from .kv_cache import kv_format
 from .placement import Placement
 from .program import Buffer, Dims, Program
 from .ring import ENTRY, Finish, Ring
@@ -59,6 +60,7 @@ class Executor(ABC):
     def __init__(self, program: Program, placement: Placement, limits: ExecutorLimits) -> None:
         self.dims: Dims = program.dims
         self.limits = limits
+        self.kv_format = kv_format(limits.kv_dtype)
         self.placement = placement
         self.sequences = SequenceTable.allocate(limits, self.dims.vocab)
         self.ring: Any = Ring(ring_capacity(limits))

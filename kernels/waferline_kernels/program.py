@@ -24,7 +24,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from .sequences import KV_BLOCK_SIZE
+from .kv_cache import KvFormat
 from .tiles import F32, TILE_N, TileFormat, num_strips, round_up
 
 
@@ -120,20 +120,9 @@ class Dims:
     def qkv(self) -> int:
         return (self.heads + 2 * self.kv_heads) * self.head_dim
 
-    @property
-    def value_stride(self) -> int:
-        """Float32 from one token's value to the next within a KV tile: head_dim padded to whole vectors."""
-        return round_up(self.head_dim, TILE_N)
-
-    @property
-    def kv_tile_floats(self) -> int:
-        """Float32 in one (layer, block, KV head)'s KV tile: keys [head_dim][16], then values [16][value_stride]."""
-        return KV_BLOCK_SIZE * (self.head_dim + self.value_stride)
-
-    @property
-    def kv_block_bytes(self) -> int:
+    def kv_block_bytes(self, format: KvFormat) -> int:
         """Bytes of one KV block: its tiles over all layers and KV heads."""
-        return self.layers * self.kv_heads * self.kv_tile_floats * 4
+        return self.layers * self.kv_heads * format.tile_bytes(self.head_dim)
 
     def buffer_columns(self, buffer: Buffer) -> int:
         """Columns of a buffer, without padding."""

@@ -139,8 +139,8 @@ class ReferenceExecutor(StepwiseExecutor):
         heads[:, : d.heads + d.kv_heads] = rotate(heads[:, : d.heads + d.kv_heads], cos, sin)
         blocks = self.sequences.block_tables[self._slots, self._positions // KV_BLOCK_SIZE]
         at = (i["layer"], blocks, self._positions % KV_BLOCK_SIZE)
-        self._keys[at] = heads[:, d.heads : d.heads + d.kv_heads]
-        self._values[at] = heads[:, d.heads + d.kv_heads :]
+        self._keys[at] = self.kv_format.rounded(heads[:, d.heads : d.heads + d.kv_heads])
+        self._values[at] = self.kv_format.rounded(heads[:, d.heads + d.kv_heads :])
 
     def _attend(self, program: Program, i: np.void) -> None:
         d = self.dims

@@ -71,6 +71,7 @@ class ExecutorLimits:
     max_num_batched_tokens: int  # rows of a step
     max_num_logits: int  # rows of a step whose logits are computed
     num_kv_blocks: int
+    kv_dtype: str = "f32"  # kv_cache.KV_FORMATS
 
     @property
     def max_blocks_per_seq(self) -> int:

@@ -319,7 +319,7 @@ def test_an_idle_engine_uses_no_cpu(tiny_model: Model) -> None:
             "max_num_batched_tokens: 32, expected at least max_num_seqs",
         ),
         ({"max_model_len": 257}, ValueError, "max_model_len: 257, expected 2 to 256"),
-        ({"kv_dtype": "int8"}, ValueError, "kv_dtype: 'int8', expected one of auto, f32"),
+        ({"kv_dtype": "fp8"}, ValueError, "kv_dtype: 'fp8', expected one of auto, f32, bf16, int8"),
         ({"kv_cache_memory": 10}, ValueError, "kv_cache_memory: 10 bytes, expected at least"),
         ({"threads": 0}, ValueError, "threads: 0, expected 1 to"),
         ({"enable_prefix_caching": 1}, TypeError, "enable_prefix_caching: 1, expected True or False"),

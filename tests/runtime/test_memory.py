@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from waferline.runtime.memory import available_memory, check_kv_dtype, plan_kv_blocks
+from waferline.runtime.memory import available_memory, choose_kv_dtype, plan_kv_blocks
+from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.program import Dims
 
 GIB = 1 << 30
@@ -63,10 +64,11 @@ def test_this_system_tells_something() -> None:
 
 
 def test_blocks_follow_from_the_budget_and_never_exceed_what_can_be_used() -> None:
-    assert SMOLLM.kv_block_bytes == 737_280
-    assert plan_kv_blocks(SMOLLM, 64, 8192, GIB, free_memory=0) == 1456
-    assert plan_kv_blocks(SMOLLM, 64, 8192, None, free_memory=2 * GIB) == 1456
-    assert plan_kv_blocks(SMOLLM, 2, 100, GIB, free_memory=0) == 14
+    assert [SMOLLM.kv_block_bytes(format) for format in KV_FORMATS.values()] == [737_280, 368_640, 195_840]
+    assert plan_kv_blocks(SMOLLM, "f32", 64, 8192, GIB, free_memory=0) == 1456
+    assert plan_kv_blocks(SMOLLM, "bf16", 64, 8192, None, free_memory=2 * GIB) == 2912
+    assert plan_kv_blocks(SMOLLM, "int8", 64, 8192, GIB, free_memory=0) == 5482
+    assert plan_kv_blocks(SMOLLM, "bf16", 2, 100, GIB, free_memory=0) == 14
 
 
 @pytest.mark.parametrize(
@@ -80,10 +82,11 @@ def test_blocks_follow_from_the_budget_and_never_exceed_what_can_be_used() -> No
 )
 def test_a_budget_that_holds_nothing_is_refused(budget: int | None, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        plan_kv_blocks(SMOLLM, 16, 1024, budget, free_memory=100)
+        plan_kv_blocks(SMOLLM, "f32", 16, 1024, budget, free_memory=100)
 
 
 def test_the_kv_dtype_is_checked() -> None:
-    assert check_kv_dtype("auto") == check_kv_dtype("f32") == "f32"
-    with pytest.raises(ValueError, match="kv_dtype: 'int8', expected one of auto, f32"):
-        check_kv_dtype("int8")
+    assert [choose_kv_dtype("auto", dtype) for dtype in ("f32", "bf16", "q8", "q4")] == ["f32", "bf16", "bf16", "bf16"]
+    assert choose_kv_dtype("int8", "f32") == "int8"
+    with pytest.raises(ValueError, match="kv_dtype: 'fp8', expected one of auto, f32, bf16, int8"):
+        choose_kv_dtype("fp8", "q8")

@@ -63,7 +63,8 @@ class EngineCore:
     ``threads``: workers of a step; None leaves it to the placement. ``max_num_seqs``: sequences that run at once.
     ``max_model_len``: tokens of a sequence, prompt and completion; None: as many as the model was made for and the KV
     cache holds. ``max_num_batched_tokens``: rows of a step. ``kv_cache_memory``: bytes; None: half of the free memory,
-    and no more than can be used. ``kv_dtype``: "auto" or "f32".
+    and no more than can be used. ``kv_dtype``: "f32", "bf16", "int8", or "auto", which is
+    f32 beside weights in f32 and else bf16.
     ``enable_prefix_caching``: whether prompts begin with what is in the KV cache of them.
 
     ``on_output`` is given every message to the outside, in order, by one thread at a time. It hands them over and

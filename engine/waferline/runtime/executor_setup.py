@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from waferline_kernels.executor import Executor, create_executor
+from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits
 
 from ..fabric.host import claim_cpus, probe_host
 from ..fabric.placement import plan_placement
 from ..fabric.report import residency
 from ..model.load import Model
-from .memory import available_memory, check_kv_dtype, plan_kv_blocks
+from .memory import available_memory, choose_kv_dtype, plan_kv_blocks
 
 MAX_NUM_SEQS = 4096
 MAX_NUM_BATCHED_TOKENS = 1 << 20
@@ -43,13 +44,13 @@ class ExecutorSetup:
             )
         if max_model_len is not None:
             _check_integer("max_model_len", max_model_len, 2, model.max_model_len)
-        self.kv_dtype = check_kv_dtype(kv_dtype)
+        self.kv_dtype = choose_kv_dtype(kv_dtype, model.dtype)
         dims = model.program.dims
         self.model_bytes = sum(tensor.nbytes for tensor in model.program.tensors)
         wanted_len = max_model_len or model.max_model_len
         free_memory = max(0, available_memory() - self.model_bytes)
-        num_kv_blocks = plan_kv_blocks(dims, max_num_seqs, wanted_len, kv_cache_memory, free_memory)
-        self.kv_cache_bytes = num_kv_blocks * dims.kv_block_bytes
+        num_kv_blocks = plan_kv_blocks(dims, self.kv_dtype, max_num_seqs, wanted_len, kv_cache_memory, free_memory)
+        self.kv_cache_bytes = num_kv_blocks * dims.kv_block_bytes(KV_FORMATS[self.kv_dtype])
         capacity = num_kv_blocks * KV_BLOCK_SIZE
         if max_model_len is not None and max_model_len > capacity:
             raise ValueError(
@@ -62,6 +63,7 @@ class ExecutorSetup:
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_logits=max(max_num_seqs, min(max_num_batched_tokens, PROMPT_LOGITS)),
             num_kv_blocks=num_kv_blocks,
+            kv_dtype=self.kv_dtype,
         )
         placement = plan_placement(model.program, threads)
         self._claim = claim_cpus(probe_host().cpus, placement.num_workers)

@@ -53,6 +53,7 @@ cdef extern from "kernels.h":
     const KernelTable kernels_base
     int64_t SCRATCH_BYTES(int64_t)
     enum: ARENA_SLACK
+    int64_t attend_scratch_floats(int32_t)
 
 cdef extern from *:
     """
@@ -132,6 +133,7 @@ cdef extern from "executor.h":
         SampleScratch sample
         uint8_t *scratch
         int32_t *best
+        float *attention
     ctypedef struct Row:
         pass
     ctypedef struct Executor:
@@ -146,8 +148,8 @@ cdef extern from "executor.h":
         Activations act
         float *buffers[NUM_BUFFERS]
         int64_t strides[NUM_BUFFERS]
-        float *kv
-        int32_t value_stride
+        uint8_t *kv
+        int32_t kv_format
         int64_t kv_tile
         Sequences sequences
         Ring ring
@@ -278,15 +280,16 @@ cdef class Core:
         self.kept = {}
         self.is_open = False
 
-    def __init__(self, level, dims, limits, tensors, shares, arena_bytes, cpus, sequences, entries, buffers, act_rows):
+    def __init__(self, level, dims, limits, tensors, shares, arena_bytes, cpus, sequences, entries, buffers, act_rows,
+                 kv_format, kv_tile):
         """``tensors``: (n, k, format, is_table, strip_bytes) each; ``buffers``: float32 [rows, stride]
         arrays in Buffer's order; ``act_rows``: (codes int8, scales float32, sums int32) arrays of the shared ACT, and
-        the same of each worker after (x float32)."""
+        the same of each worker after (x float32); ``kv_tile``: bytes of a KV tile in ``kv_format``."""
         cdef Executor *e = &self.e
         cdef int w
         e.kernels = supported_kernels(LEVELS.index(level))
-        (e.dims.hidden, e.dims.layers, e.dims.heads, e.dims.kv_heads, e.dims.head_dim, e.dims.ffn, e.dims.vocab) = dims[:7]
-        e.value_stride, e.kv_tile = dims[7], dims[8]
+        (e.dims.hidden, e.dims.layers, e.dims.heads, e.dims.kv_heads, e.dims.head_dim, e.dims.ffn, e.dims.vocab) = dims
+        e.kv_format, e.kv_tile = kv_format, kv_tile
         (e.limits.max_num_seqs, e.limits.max_model_len, e.limits.max_num_batched_tokens, e.limits.max_num_logits,
          e.limits.num_kv_blocks, e.limits.max_blocks_per_seq) = limits
         e.num_workers = len(arena_bytes)
@@ -307,11 +310,12 @@ cdef class Core:
             self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], f"act {w}")
             self.set_scratch(&e.workers[w].sample, w)
             e.workers[w].best = <int32_t *>self.keep(f"best {w}", np.zeros(max(1, e.limits.max_num_logits), np.int32))
+            e.workers[w].attention = <float *>self.arena(4 * attend_scratch_floats(e.dims.head_dim))
             e.workers[w].arena_bytes = arena_bytes[w]
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
             scratch = aligned_zeros(SCRATCH_BYTES(largest_k), np.uint8)
             e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)
-        e.kv = <float *>self.arena(4 * e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
+        e.kv = <uint8_t *>self.arena(e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
         self.set_sequences(sequences)
         e.rows = <Row *>self.keep("rows", np.zeros(3 * e.limits.max_num_batched_tokens, np.int32))
         e.wanted = <int32_t *>self.keep("wanted", np.zeros(max(1, e.limits.max_num_logits), np.int32))

@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "executor.h"
 
-#include <math.h>
 #include <string.h>
 
 /* Up to here every worker prepares all rows for itself: cheaper than a barrier. */
@@ -15,7 +14,7 @@ static Range share_of(int64_t count, int worker, int num_workers) {
     return (Range){count * worker / num_workers, count * (worker + 1) / num_workers};
 }
 
-static float *kv_tile(const Executor *e, int32_t layer, int32_t block, int32_t head) {
+static uint8_t *kv_tile(const Executor *e, int32_t layer, int32_t block, int32_t head) {
     return e->kv + (((int64_t)layer * e->limits.num_kv_blocks + block) * e->dims.kv_heads + head) * e->kv_tile;
 }
 
@@ -141,35 +140,75 @@ static void rotate_and_store(const Executor *e, const Instruction *i, int worker
         float *x = qkv + head * d->head_dim;
         rotate(x, cos, sin, d->head_dim, x);
         if (kv_head < 0) continue;
-        const int32_t block = e->sequences.block_tables[(int64_t)row->slot * e->limits.max_blocks_per_seq + row->position / KV_BLOCK_SIZE];
-        const int32_t token = row->position % KV_BLOCK_SIZE;
-        float *keys = kv_tile(e, i->layer, block, kv_head), *values = keys + d->head_dim * KV_BLOCK_SIZE;
-        for (int32_t k = 0; k < d->head_dim; k++) keys[k * KV_BLOCK_SIZE + token] = x[k];
-        memcpy(values + token * e->value_stride, x + d->kv_heads * d->head_dim, d->head_dim * sizeof *x);
+        const int64_t block_at = (int64_t)row->slot * e->limits.max_blocks_per_seq + row->position / KV_BLOCK_SIZE;
+        const int32_t block = e->sequences.block_tables[block_at];
+        e->kernels->store_kv[e->kv_format](x, x + d->kv_heads * d->head_dim, d->head_dim, kv_tile(e, i->layer, block, kv_head),
+                                           row->position % KV_BLOCK_SIZE);
     }
 }
 
-/* Heads outermost: shares are whole heads over all rows, so long and short contexts spread evenly. */
-static void attend(const Executor *e, const Instruction *i, int worker) {
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return a > 0 ? (a + b - 1) / b : 0;
+}
+
+/* Rows of one sequence that attention computes together. */
+static int32_t rows_together(const Executor *e) {
+    const int32_t rows = ATTEND_VECTORS * e->dims.kv_heads / e->dims.heads;
+    return rows > 0 ? rows : 1;
+}
+
+/* What a query head of `rows` rows from `position` on costs, about: tokens, and some for the rows themselves. */
+static int64_t attention_cost(int32_t position, int32_t rows) {
+    return (int64_t)rows * (position + rows + KV_BLOCK_SIZE);
+}
+
+/* Query heads first .. last - 1 of `rows` rows from row `r` on, a KV head's together. */
+static void attend_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first, int32_t last) {
     const Dims *d = &e->dims;
-    const Range range = share_of((int64_t)d->heads * e->num_rows, worker, e->num_workers);
-    for (int64_t at = range.begin; at < range.end; at++) {
-        const int64_t head = at / e->num_rows, r = at % e->num_rows;
-        const Row *row = &e->rows[r];
+    const Row *row = &e->rows[r];
+    for (int32_t head = first, end; head < last; head = end) {
+        const int32_t kv_head = (int64_t)head * d->kv_heads / d->heads;
+        end = ceil_div((int64_t)(kv_head + 1) * d->heads, d->kv_heads);
+        if (end > last) end = last;
+        if (end > head + ATTEND_VECTORS) end = head + ATTEND_VECTORS;
         Attention attention = {
-            .kv = kv_tile(e, i->layer, 0, 0),
+            .kv = kv_tile(e, i->layer, 0, kv_head),
+            .block_stride = d->kv_heads * e->kv_tile,
             .block_table = e->sequences.block_tables + (int64_t)row->slot * e->limits.max_blocks_per_seq,
             .query = e->buffers[BUFFER_QKV] + r * e->strides[BUFFER_QKV] + head * d->head_dim,
             .context = e->buffers[BUFFER_CTX] + r * e->strides[BUFFER_CTX] + head * d->head_dim,
+            .query_stride = e->strides[BUFFER_QKV],
+            .context_stride = e->strides[BUFFER_CTX],
             .position = row->position,
+            .rows = rows,
+            .heads = end - head,
             .head_dim = d->head_dim,
-            .value_stride = e->value_stride,
-            .head_offset = head * d->kv_heads / d->heads * e->kv_tile,
-            .block_stride = d->kv_heads * e->kv_tile,
-            .scale = (float)(1.0 / sqrt(d->head_dim)),
+            .scratch = e->workers[worker].attention,
         };
-        e->kernels->attend(&attention);
+        e->kernels->attend[e->kv_format](&attention);
     }
+}
+
+/* The work is a line, heads outermost, of (query head, block of rows), each as long as it costs. A worker does what begins
+ * within its even part of the line: so a KV head's keys and values stay with the core that uses them, step after step, and
+ * long and short contexts spread evenly. */
+static void attend(const Executor *e, const Instruction *i, int worker) {
+    const int32_t together = rows_together(e);
+    int64_t head_cost = 0, before = 0;
+    for (int32_t s = 0; s < e->num_spans; s++)
+        for (int32_t j = 0; j < e->spans[s].count; j += together) {
+            const int32_t left = e->spans[s].count - j;
+            head_cost += attention_cost(e->spans[s].start + j, left < together ? left : together);
+        }
+    const Range line = share_of(e->dims.heads * head_cost, worker, e->num_workers);
+    for (int32_t s = 0, r = 0; s < e->num_spans; s++)
+        for (int32_t j = 0; j < e->spans[s].count; j += together) {
+            const int32_t left = e->spans[s].count - j, rows = left < together ? left : together;
+            const int32_t first = ceil_div(line.begin - before, head_cost), last = ceil_div(line.end - before, head_cost);
+            attend_heads(e, i, worker, r, rows, first, last);
+            before += attention_cost(e->spans[s].start + j, rows);
+            r += rows;
+        }
 }
 
 static int row_takes_largest(const Executor *e, int32_t wanted) {

@@ -38,6 +38,7 @@ typedef struct {
     SampleScratch sample;
     uint8_t *scratch; /* [SCRATCH_BYTES(the largest K)] of matmuls */
     int32_t *best; /* [max_num_logits] of its columns the one of each row's largest logit, -1: none above -infinity */
+    float *attention; /* [attend_scratch_floats] */
 } Worker;
 
 typedef struct {
@@ -56,9 +57,9 @@ typedef struct {
     Activations act;      /* shared by all workers */
     float *buffers[NUM_BUFFERS]; /* [rows][strides[buffer]]; the logits' rows are the wanted ones */
     int64_t strides[NUM_BUFFERS];
-    float *kv;            /* [layers][num_kv_blocks][kv_heads][kv_tile] */
-    int32_t value_stride;
-    int64_t kv_tile;      /* floats */
+    uint8_t *kv;          /* [layers][num_kv_blocks][kv_heads][kv_tile] */
+    int32_t kv_format;
+    int64_t kv_tile;      /* bytes */
     Sequences sequences;
     Ring ring;
 

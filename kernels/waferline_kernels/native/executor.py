@@ -153,8 +153,8 @@ class NativeExecutor(Executor):
         ]
         self._core = _native.Core(
             self.level,
-            (*astuple(dims), dims.value_stride, dims.kv_tile_floats),
-            (*astuple(limits), limits.max_blocks_per_seq),
+            astuple(dims),
+            (*astuple(limits)[:-1], limits.max_blocks_per_seq),
             [(t.n, t.k, t.format.code, int(t.is_table), t.strip_bytes) for t in program.tensors],
             np.ascontiguousarray(placement.shares),
             placement.arena_bytes,
@@ -163,6 +163,8 @@ class NativeExecutor(Executor):
             aligned_zeros(capacity, ENTRY),
             buffers,
             [self._quantized_rows(rows), *private],
+            self.kv_format.code,
+            self.kv_format.tile_bytes(dims.head_dim),
         )
         self.ring = NativeRing(self._core, capacity)
         self._load(weights)

@@ -1,97 +1,317 @@
-/* Attention of one query head of one row over its KV blocks. */
+/* Attention over chunks of 128 tokens at absolute positions: scores, softmax, weighted values, chunk by chunk (Milakov and
+ * Gimelshein 2018).
+ *
+ * All query vectors (row, head) that share a KV head go together, ATTEND_ROWS at a time in registers, so that each vector
+ * of keys and values is loaded and converted once for all of them. Every sum of every vector is a chain of its own, in
+ * ascending order, and ends where its row does: who shares its registers changes no bit of it. */
 #ifndef WAFERLINE_KERNEL_ATTENTION_H
 #define WAFERLINE_KERNEL_ATTENTION_H
 
 #include "kernel_vectors.h"
 #include "kernels.h"
 
-enum { CHUNK_BLOCKS = 4, CHUNK_TOKENS = CHUNK_BLOCKS * KV_BLOCK_SIZE };
+/* A worker's scratch, and the chunk at hand. V = ATTEND_VECTORS; vector v is head v % heads of row v / heads. */
+typedef struct {
+    int32_t stride;      /* value_stride */
+    float *queries;      /* [V][stride]; of int8 codes: int8 [V][2][round_up(head_dim, 4)], see kernel_attention_int8.h */
+    float *context;      /* [V][stride] */
+    float *weights;      /* [V][128]; first the scores */
+    float *codes;        /* int8 [V][2][128]: the weights' codes */
+    float *denominators; /* [V][16] */
+    float *largest;      /* [V] scores so far */
+    float *next_largest; /* [V] with this chunk's */
+    float *decay;        /* [V] 2^(largest - next_largest) */
+    float *peaks;        /* [V] the chunk's own largest score, then 2^(that - next_largest) */
+    float *score_scales; /* [V] from products to scores, whose powers of two are the weights */
+    float *weight_scales; /* [V] of codes */
+    int32_t *query_sums; /* [V] of codes */
+    int32_t *ends;       /* [V] the position after the vector's own */
+    float *chunk;        /* keys [8][head_dim][16], then values [128][stride] */
+    int32_t vectors, first, begin; /* vectors before `first` end before the chunk, which begins at token `begin` */
+    int32_t blocks;                /* of the chunk that any vector needs */
+    const uint8_t *keys[CHUNK_BLOCKS], *values[CHUNK_BLOCKS];
+} Scratch;
 
-/* scores[blocks][16] = query . keys, a chain for each block. `blocks` is a constant where this is inlined. */
-INLINE void score_blocks(const Attention *t, const float *const *keys, const int blocks, float *scores) {
-    Float16 sums[CHUNK_BLOCKS];
+INLINE Scratch carve_scratch(const Attention *t) {
+    Scratch s = {.stride = kv_value_stride(t->head_dim), .vectors = t->rows * t->heads};
+    float *at = t->scratch;
+    enum { V = ATTEND_VECTORS };
+    s.queries = at;
+    s.context = at += V * s.stride;
+    s.weights = at += V * s.stride;
+    s.codes = at += V * CHUNK_TOKENS;
+    s.denominators = at += V * CHUNK_TOKENS / 2;
+    s.largest = at += V * 16;
+    s.next_largest = at += V;
+    s.decay = at += V;
+    s.peaks = at += V;
+    s.score_scales = at += V;
+    s.weight_scales = at += V;
+    s.query_sums = (int32_t *)(at += V);
+    s.ends = (int32_t *)(at += V);
+    s.chunk = at += V;
+    return s;
+}
+
+INLINE int smaller_of(int a, int b) {
+    return a < b ? a : b;
+}
+
+/* How many tokens of the chunk the vector attends to. */
+INLINE int tokens_of(const Scratch *s, int v) {
+    return smaller_of(s->ends[v] - s->begin, CHUNK_TOKENS);
+}
+
+INLINE int blocks_of(int tokens) {
+    return (tokens + KV_BLOCK_SIZE - 1) / KV_BLOCK_SIZE;
+}
+
+/* ---- products ---- */
+
+/* y[rows][16 * columns] += a[rows][count] . b[count][16 * columns] */
+typedef struct {
+    const float *a;
+    const uint8_t *b[4]; /* each column's first vector */
+    float *y;
+    int64_t a_stride, b_step, y_stride; /* floats, bytes, floats */
+    int32_t count;
+} Products;
+
+INLINE Float16 load_kv(const int format, const uint8_t *x) {
+    return format == KV_BF16 ? load_bfloat16(x) : load16((const float *)x);
+}
+
+/* `format`, `rows` and `columns` are constants where this is inlined. */
+INLINE void add_products_tile(const Products *t, const int format, const int rows, const int columns) {
+    Float16 sums[ATTEND_ROWS * ATTEND_COLUMNS];
 #pragma GCC unroll 4
-    for (int b = 0; b < blocks; b++) sums[b] = splat16(0.0f);
-    for (int d = 0; d < t->head_dim; d++) {
-        const float q = t->query[d];
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int b = 0; b < blocks; b++) {
-            const Float16 k = load16(keys[b] + d * KV_BLOCK_SIZE); /* keys [head_dim][16] */
-            EACH(p) sums[b].v[p] = sums[b].v[p] + k.v[p] * q;
+        for (int c = 0; c < columns; c++) sums[r * columns + c] = load16(t->y + r * t->y_stride + 16 * c);
+    for (int i = 0; i < t->count; i++) {
+        Float16 b[ATTEND_COLUMNS];
+#pragma GCC unroll 4
+        for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c] + i * t->b_step);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            const float a = t->a[r * t->a_stride + i];
+#pragma GCC unroll 4
+            for (int c = 0; c < columns; c++) EACH(p) sums[r * columns + c].v[p] = sums[r * columns + c].v[p] + b[c].v[p] * a;
         }
     }
 #pragma GCC unroll 4
-    for (int b = 0; b < blocks; b++) {
-        EACH(p) sums[b].v[p] = sums[b].v[p] * t->scale;
-        store16(scores + b * KV_BLOCK_SIZE, sums[b]);
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int c = 0; c < columns; c++) store16(t->y + r * t->y_stride + 16 * c, sums[r * columns + c]);
+}
+
+#define TILE(r, c) \
+    case r * 8 + c: if (r <= ATTEND_ROWS && c <= ATTEND_COLUMNS) add_products_tile(t, format, r, c); break;
+#define TILES(r) TILE(r, 1) TILE(r, 2) TILE(r, 3) TILE(r, 4)
+
+INLINE void add_products(const Products *t, const int format, int rows, int columns) {
+    switch (rows * 8 + columns) { TILES(1) TILES(2) TILES(3) TILES(4) }
+}
+
+static void NAMED(add_products_f32)(const Products *t, int rows, int columns) { add_products(t, KV_F32, rows, columns); }
+static void NAMED(add_products_bf16)(const Products *t, int rows, int columns) { add_products(t, KV_BF16, rows, columns); }
+
+typedef void (*AddProducts)(const Products *, int rows, int columns);
+
+/* ---- the steps of a chunk ---- */
+
+/* weights[first .. vectors - 1][128] = queries . keys */
+static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add, int element) {
+    memset(s->weights + s->first * CHUNK_TOKENS, 0, (s->vectors - s->first) * CHUNK_TOKENS * sizeof *s->weights);
+    for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
+        const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
+        for (int b = 0; b < blocks; b += ATTEND_COLUMNS) {
+            const int columns = smaller_of(ATTEND_COLUMNS, blocks - b);
+            Products products = {
+                .a = s->queries + v * s->stride,
+                .y = s->weights + v * CHUNK_TOKENS + b * KV_BLOCK_SIZE,
+                .a_stride = s->stride,
+                .b_step = KV_BLOCK_SIZE * element,
+                .y_stride = CHUNK_TOKENS,
+                .count = t->head_dim,
+            };
+            for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
+            add(&products, rows, columns);
+        }
     }
 }
 
-/* context[16 * vectors] = context * decay + weights . values, tokens ascending, `vectors` chains side by side. */
-INLINE void add_values(const Attention *t, const float *const *keys, int tokens, const float *weights, float decay, int d,
-                       const int vectors, float *context) {
-    Float16 sums[4];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) {
-        sums[v] = load16(context + d + 16 * v);
-        EACH(p) sums[v].v[p] = sums[v].v[p] * decay;
-    }
-    for (int i = 0; i < tokens; i++) {
-        const float *values = keys[i / KV_BLOCK_SIZE] + t->head_dim * KV_BLOCK_SIZE; /* values [16][value_stride] */
-#pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) {
-            const Float16 value = load16(values + i % KV_BLOCK_SIZE * t->value_stride + d + 16 * v);
-            EACH(p) sums[v].v[p] = sums[v].v[p] + value.v[p] * weights[i];
+/* context[v .. v + rows - 1] += weights . values, tokens begin .. end - 1 of the chunk */
+INLINE void add_values(const Scratch *s, AddProducts add, int element, int v, int rows, int begin, int end) {
+    for (int token = begin; token < end;) {
+        const int block = token / KV_BLOCK_SIZE, stop = smaller_of((block + 1) * KV_BLOCK_SIZE, end);
+        for (int d = 0; d < s->stride; d += 16 * ATTEND_COLUMNS) {
+            const int columns = smaller_of(ATTEND_COLUMNS, (s->stride - d) / 16);
+            Products products = {
+                .a = s->weights + v * CHUNK_TOKENS + token,
+                .y = s->context + v * s->stride + d,
+                .a_stride = CHUNK_TOKENS,
+                .b_step = s->stride * element,
+                .y_stride = s->stride,
+                .count = stop - token,
+            };
+            for (int c = 0; c < columns; c++)
+                products.b[c] = s->values[block] + ((token % KV_BLOCK_SIZE) * s->stride + d + 16 * c) * element;
+            add(&products, rows, columns);
         }
+        token = stop;
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) store16(context + d + 16 * v, sums[v]);
 }
 
-/* One query head of one row over its KV blocks, four at a time in ascending order, the softmax merged chunk by chunk
- * (Milakov and Gimelshein 2018). Chunks lie at absolute positions, so the order does not depend on the batch, the prefill
- * chunk or the threads. */
-static void NAMED(attend)(const Attention *t) {
-    float context[MAX_HEAD_DIM]; /* [value_stride] */
-    memset(context, 0, t->value_stride * sizeof *context);
-    Float16 denominator = splat16(0.0f);
-    float largest = -INFINITY;
-    for (int begin = 0; begin <= t->position; begin += CHUNK_TOKENS) {
-        const int left = t->position + 1 - begin, tokens = left < CHUNK_TOKENS ? left : CHUNK_TOKENS;
-        const int blocks = (tokens + KV_BLOCK_SIZE - 1) / KV_BLOCK_SIZE;
-        const float *keys[CHUNK_BLOCKS];
-        float weights[CHUNK_TOKENS]; /* first the scores */
-        for (int b = 0; b < blocks; b++)
-            keys[b] = t->kv + t->block_table[begin / KV_BLOCK_SIZE + b] * t->block_stride + t->head_offset;
-        switch (blocks) {
-        case 1: score_blocks(t, keys, 1, weights); break;
-        case 2: score_blocks(t, keys, 2, weights); break;
-        case 3: score_blocks(t, keys, 3, weights); break;
-        case 4: score_blocks(t, keys, 4, weights); break;
+/* The tokens that all rows of a group attend to go together; then each row's own last ones. */
+static void NAMED(weigh)(const Attention *t, const Scratch *s, AddProducts add, int element) {
+    for (int v = s->first; v < s->vectors; v++)
+        for (int d = 0; d < s->stride; d += 16) {
+            Float16 x = load16(s->context + v * s->stride + d);
+            EACH(p) x.v[p] = x.v[p] * s->decay[v];
+            store16(s->context + v * s->stride + d, x);
         }
-        for (int i = tokens; i < blocks * KV_BLOCK_SIZE; i++) weights[i] = -INFINITY; /* not yet written, or another's */
-        Float16 most = load16(weights);
-        for (int b = 1; b < blocks; b++) {
-            const Float16 scores = load16(weights + b * KV_BLOCK_SIZE);
-            EACH(p) most.v[p] = larger(scores.v[p], most.v[p]);
-        }
-        const float chunk_largest = max16(most);
-        const float new_largest = chunk_largest > largest ? chunk_largest : largest;
-        const float decay = exponential(splat(largest - new_largest))[0];
-        largest = new_largest;
-        EACH(p) denominator.v[p] = denominator.v[p] * decay;
-        for (int b = 0; b < blocks; b++) {
-            Float16 w = load16(weights + b * KV_BLOCK_SIZE);
-            EACH(p) w.v[p] = exponential(w.v[p] - new_largest);
-            EACH(p) denominator.v[p] = denominator.v[p] + w.v[p];
-            store16(weights + b * KV_BLOCK_SIZE, w);
-        }
-        int d = 0;
-        for (; d + 64 <= t->value_stride; d += 64) add_values(t, keys, tokens, weights, decay, d, 4, context);
-        for (; d < t->value_stride; d += 16) add_values(t, keys, tokens, weights, decay, d, 1, context);
+    for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
+        const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), common = tokens_of(s, v);
+        add_values(s, add, element, v, rows, 0, common);
+        for (int r = 1; r < rows; r++) add_values(s, add, element, v + r, 1, common, tokens_of(s, v + r));
     }
-    const float inverse = 1.0f / sum16(denominator);
-    for (int d = 0; d < t->head_dim; d++) t->context[d] = context[d] * inverse;
+}
+
+/* The largest score so far of each vector, in powers of two; what becomes of earlier weights by it, and (`peaks`) what the
+ * chunk's own largest weight is. */
+INLINE void find_largest(const Scratch *s) {
+    for (int v = s->first; v < s->vectors; v++) {
+        float *scores = s->weights + v * CHUNK_TOKENS;
+        const int tokens = tokens_of(s, v), whole = tokens / 16 * 16;
+        Float16 most = splat16(-INFINITY);
+        for (int i = 0; i < whole; i += 16) {
+            const Float16 x = load16(scores + i);
+            EACH(p) most.v[p] = larger(x.v[p], most.v[p]);
+        }
+        if (whole < tokens) { /* what comes after is not yet written, or another's */
+            const Float16 x = first_lanes(load16(scores + whole), tokens - whole, -INFINITY);
+            EACH(p) most.v[p] = larger(x.v[p], most.v[p]);
+            store16(scores + whole, x);
+        }
+        s->peaks[v] = max16(most) * s->score_scales[v];
+        s->next_largest[v] = s->peaks[v] > s->largest[v] ? s->peaks[v] : s->largest[v];
+    }
+    for (int v = s->first / 16 * 16; v < s->vectors; v += 16) {
+        Float16 decay = load16(s->largest + v), peak = load16(s->peaks + v);
+        const Float16 next = load16(s->next_largest + v);
+        EACH(p) {
+            decay.v[p] = power_of_two(decay.v[p] - next.v[p]);
+            peak.v[p] = power_of_two(peak.v[p] - next.v[p]);
+        }
+        store16(s->decay + v, decay);
+        store16(s->peaks + v, peak);
+        store16(s->largest + v, next);
+    }
+}
+
+/* Sixteen scores from token i on become weights, which are added to the denominators. */
+INLINE Float16 soften(const Scratch *s, int v, int i, Float16 *denominators) {
+    Float16 x = load16(s->weights + v * CHUNK_TOKENS + i);
+    EACH(p) {
+        x.v[p] = power_of_two(x.v[p] * s->score_scales[v] - s->largest[v]);
+        denominators->v[p] = denominators->v[p] + x.v[p];
+    }
+    return x;
+}
+
+INLINE Float16 decayed_denominators(const Scratch *s, int v) {
+    Float16 x = load16(s->denominators + v * 16);
+    EACH(p) x.v[p] = x.v[p] * s->decay[v];
+    return x;
+}
+
+static void NAMED(soften_all)(const Scratch *s) {
+    for (int v = s->first; v < s->vectors; v++) {
+        const int tokens = tokens_of(s, v);
+        Float16 denominators = decayed_denominators(s, v);
+        for (int i = 0; i < tokens; i += 16) store16(s->weights + v * CHUNK_TOKENS + i, soften(s, v, i, &denominators));
+        store16(s->denominators + v * 16, denominators);
+    }
+}
+
+/* ---- the loop over the chunks ---- */
+
+INLINE Scratch begin_attention(const Attention *t) {
+    Scratch s = carve_scratch(t);
+    memset(s.context, 0, s.vectors * s.stride * sizeof *s.context);
+    memset(s.denominators, 0, s.vectors * 16 * sizeof *s.denominators);
+    for (int v = 0; v < ATTEND_VECTORS; v++) s.largest[v] = s.next_largest[v] = -INFINITY;
+    for (int v = 0; v < s.vectors; v++) s.ends[v] = t->position + v / t->heads + 1;
+    return s;
+}
+
+/* Move to the chunk that begins at token `begin`; whether there is one. */
+INLINE int enter_chunk(const Attention *t, Scratch *s, int begin, int64_t value_bytes) {
+    const int end = t->position + t->rows;
+    if (begin >= end) return 0;
+    s->begin = begin;
+    s->blocks = blocks_of(smaller_of(end - begin, CHUNK_TOKENS));
+    s->first = (begin > t->position ? begin - t->position : 0) * t->heads;
+    for (int b = 0; b < s->blocks; b++) {
+        s->keys[b] = t->kv + t->block_table[begin / KV_BLOCK_SIZE + b] * t->block_stride;
+        s->values[b] = s->keys[b] + value_bytes;
+    }
+    return 1;
+}
+
+/* exp(x / sqrt(head_dim)) = 2^(x * this) */
+INLINE float log2e_over_root(int32_t head_dim) {
+    return (float)(1.4426950408889634 / sqrt(head_dim));
+}
+
+INLINE void end_attention(const Attention *t, const Scratch *s) {
+    for (int v = 0; v < s->vectors; v++) {
+        const float inverse = 1.0f / sum16(load16(s->denominators + v * 16)), *context = s->context + v * s->stride;
+        float *y = t->context + v / t->heads * t->context_stride + v % t->heads * t->head_dim;
+        for (int d = 0; d < t->head_dim; d++) y[d] = context[d] * inverse;
+    }
+}
+
+/* Where many vectors share a chunk it is converted once, and not by each group of them. */
+INLINE void convert_chunk(const Attention *t, Scratch *s) {
+    const int key_floats = t->head_dim * KV_BLOCK_SIZE, value_floats = s->stride * KV_BLOCK_SIZE;
+    float *keys = s->chunk, *values = keys + CHUNK_BLOCKS * key_floats;
+    for (int b = 0; b < s->blocks; b++, keys += key_floats, values += value_floats) {
+        for (int i = 0; i < key_floats; i += 16) store16(keys + i, load_bfloat16(s->keys[b] + 2 * i));
+        for (int i = 0; i < value_floats; i += 16) store16(values + i, load_bfloat16(s->values[b] + 2 * i));
+        s->keys[b] = (const uint8_t *)keys;
+        s->values[b] = (const uint8_t *)values;
+    }
+}
+
+enum { CONVERT_VECTORS = 2 * ATTEND_ROWS };
+
+static void NAMED(attend_floats)(const Attention *t, const int format) {
+    Scratch s = begin_attention(t);
+    const int element = format == KV_BF16 ? 2 : 4, is_converted = format == KV_BF16 && s.vectors > CONVERT_VECTORS;
+    for (int v = 0; v < s.vectors; v++) {
+        const float *query = t->query + v / t->heads * t->query_stride + v % t->heads * t->head_dim;
+        memcpy(s.queries + v * s.stride, query, t->head_dim * sizeof *query);
+        s.score_scales[v] = log2e_over_root(t->head_dim);
+    }
+    for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * element); begin += CHUNK_TOKENS) {
+        if (is_converted) convert_chunk(t, &s);
+        const AddProducts add = format == KV_BF16 && !is_converted ? NAMED(add_products_bf16) : NAMED(add_products_f32);
+        NAMED(score)(t, &s, add, is_converted ? 4 : element);
+        find_largest(&s);
+        NAMED(soften_all)(&s);
+        NAMED(weigh)(t, &s, add, is_converted ? 4 : element);
+    }
+    end_attention(t, &s);
+}
+
+static void NAMED(attend_f32)(const Attention *t) {
+    NAMED(attend_floats)(t, KV_F32);
+}
+
+static void NAMED(attend_bf16)(const Attention *t) {
+    NAMED(attend_floats)(t, KV_BF16);
 }
 
 #endif

@@ -5,6 +5,9 @@
  *   load_q4              the two lines, low and high halves, of a line of q4
  *   add_line             isum + line . activations[4], exact
  *   Q8_OFFSET, Q4_OFFSET what loading adds to a weight, or leaves on it
+ *   add_signed_line      isum + 16 columns x 4 of signed codes . a[4], unsigned and at most 127
+ *   ATTEND_ROWS          query vectors that attention computes together, and
+ *   ATTEND_COLUMNS       vectors of sums for each of them: what the registers hold
  *   LEVEL_HAS_TILES      where it is defined, many rows go through tile registers
  *
  * and is compiled with that level's flags. Float operations are written out one by one and compiled without contraction
@@ -18,7 +21,8 @@
  * makes no difference: q8 reaches 92%, q4 46%. */
 enum { PREFETCH_BYTES = 512 };
 
-#include "kernel_attention.h"
+#include "kernel_attention_int8.h"
+#include "kernel_kv.h"
 #include "kernel_matmul.h"
 #include "kernel_peak.h"
 #include "kernel_pack.h"
@@ -35,7 +39,18 @@ const KernelTable NAMED(kernels) = {
         },
     .rms_norm = NAMED(rms_norm),
     .quantize = NAMED(quantize),
-    .attend = NAMED(attend),
+    .store_kv =
+        {
+            [KV_F32] = NAMED(store_kv_f32),
+            [KV_BF16] = NAMED(store_kv_bf16),
+            [KV_INT8] = NAMED(store_kv_int8),
+        },
+    .attend =
+        {
+            [KV_F32] = NAMED(attend_f32),
+            [KV_BF16] = NAMED(attend_bf16),
+            [KV_INT8] = NAMED(attend_int8),
+        },
     .max = NAMED(max),
     .argmax = NAMED(argmax),
     .exp_sum = NAMED(exp_sum),

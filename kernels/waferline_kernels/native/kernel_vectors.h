@@ -4,6 +4,10 @@
 
 #include "kernel_types.h"
 
+#if LANES >= 8
+#include <immintrin.h>
+#endif
+
 INLINE FloatV splat(float x) {
     return x - (FloatV){0};
 }
@@ -12,8 +16,25 @@ INLINE FloatV choose(IntV mask, FloatV yes, FloatV no) {
     return (FloatV)((mask & (IntV)yes) | (~mask & (IntV)no));
 }
 
+/* a > b ? a : b, so b where either is NaN; x86 has an instruction for just that. */
 INLINE FloatV larger(FloatV a, FloatV b) {
+#if LANES == 16
+    return (FloatV)_mm512_max_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (FloatV)_mm256_max_ps((__m256)a, (__m256)b);
+#else
     return choose(a > b, a, b);
+#endif
+}
+
+INLINE FloatV smaller(FloatV a, FloatV b) {
+#if LANES == 16
+    return (FloatV)_mm512_min_ps((__m512)a, (__m512)b);
+#elif LANES == 8
+    return (FloatV)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+    return choose(a < b, a, b);
+#endif
 }
 
 /* To the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction. */
@@ -23,9 +44,9 @@ INLINE FloatV round_even(FloatV x) {
 
 /* exp(x), 2 ulp: 2^n * p(r) with |r| <= ln(2) / 2 and Cephes' expf polynomial. Zero below -87.3, finite above 88. */
 INLINE FloatV exponential(FloatV x) {
-    IntV vanishes = x < -87.3f;
-    x = choose(x > 88.0f, splat(88.0f), choose(vanishes, splat(-87.3f), x));
-    FloatV n = round_even(x * 1.44269504f);
+    const IntV vanishes = x < -87.3f;
+    x = smaller(splat(88.0f), larger(splat(-87.3f), x));
+    const FloatV shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f; /* round_even, with n in the low bits */
     FloatV r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
     FloatV p = splat(1.9875691500e-4f);
     p = p * r + 1.3981999507e-3f;
@@ -34,8 +55,34 @@ INLINE FloatV exponential(FloatV x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = (p * (r * r) + r) + 1.0f;
-    IntV power = (__builtin_convertvector(n, IntV) + 127) << 23;
-    return choose(vanishes, splat(0.0f), p * (FloatV)power);
+    const IntV power = ((IntV)shifted + 127) << 23;
+    return (FloatV)(~vanishes & (IntV)(p * (FloatV)power));
+}
+
+/* 2^x for x <= 0, 2 ulp, 2^0 = 1: r in [-1/2, 1/2] and Cephes' exp2f polynomial. Zero below -125. */
+INLINE FloatV power_of_two(FloatV x) {
+    const IntV vanishes = x < -125.0f;
+    x = larger(splat(-125.0f), x);
+    const FloatV shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f); /* n in the low bits of `shifted` */
+    FloatV p = splat(1.535336188e-4f);
+    p = p * r + 1.339887440e-3f;
+    p = p * r + 9.618437358e-3f;
+    p = p * r + 5.550332471e-2f;
+    p = p * r + 2.402264791e-1f;
+    p = p * r + 6.931472029e-1f;
+    p = p * r + 1.0f;
+    return (FloatV)(~vanishes & ((IntV)p + ((IntV)shifted << 23)));
+}
+
+/* The first `count` of x, then `other`. */
+INLINE Float16 first_lanes(Float16 x, int count, float other) {
+    static const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    EACH(p) {
+        IntV lane;
+        memcpy(&lane, lanes + p * LANES, sizeof lane);
+        x.v[p] = choose(lane < count, x.v[p], splat(other));
+    }
+    return x;
 }
 
 INLINE Float16 splat16(float x) {
@@ -88,6 +135,9 @@ INLINE int32_t sum16_int(Int16 x) {
 }
 
 INLINE float max16(Float16 x) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)x.v[0]);
+#endif
     float y[16];
     store16(y, x);
     FOLD(y, 8, LARGER);

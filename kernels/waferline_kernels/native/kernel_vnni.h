@@ -22,6 +22,13 @@ INLINE void load_q4(const uint8_t *codes, Line *low, Line *high) {
     *high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
 }
 
+INLINE Int16 add_signed_line(Int16 isum, const uint8_t *line, const uint8_t *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    isum.v[0] = (IntV)_mm512_dpbusd_epi32((__m512i)isum.v[0], _mm512_set1_epi32(four), _mm512_loadu_si512(line));
+    return isum;
+}
+
 INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
     int32_t four;
     memcpy(&four, a, 4);

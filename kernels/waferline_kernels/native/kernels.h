@@ -37,15 +37,43 @@ typedef struct {
 /* What a kernel may read beyond the last strip of an arena. */
 enum { ARENA_SLACK = 1024 };
 
+/* Some of the query heads that share a KV head, over consecutive rows of one sequence. */
 typedef struct {
-    const float *kv;              /* this layer's tiles: [num_blocks][kv_heads][keys [head_dim][16], values [16][value_stride]] */
-    const int32_t *block_table;
-    const float *query;           /* [head_dim], rotated */
-    float *context;               /* [head_dim] */
-    int32_t position, head_dim, value_stride;
-    int64_t head_offset, block_stride; /* floats: of the KV head within a block, from one block to the next */
-    float scale;
+    const uint8_t *kv;          /* the KV head's tile of block 0 */
+    int64_t block_stride;       /* bytes to its tile of the next block */
+    const int32_t *block_table; /* the sequence's */
+    const float *query;         /* [rows][heads][head_dim], rotated; rows query_stride apart */
+    float *context;             /* [rows][heads][head_dim]; rows context_stride apart */
+    int64_t query_stride, context_stride;
+    int32_t position;           /* of the first row */
+    int32_t rows, heads;        /* rows * heads <= ATTEND_VECTORS */
+    int32_t head_dim;
+    float *scratch;             /* [attend_scratch_floats(head_dim)] aligned to 64 bytes */
 } Attention;
+
+enum { ATTEND_VECTORS = 64, CHUNK_BLOCKS = 8, CHUNK_TOKENS = CHUNK_BLOCKS * KV_BLOCK_SIZE };
+
+/* ---- a KV tile's layout, kv_cache.py ---- */
+
+static inline int32_t kv_value_stride(int32_t head_dim) {
+    return (int32_t)round_up(head_dim, TILE_N);
+}
+
+/* Bytes before the values of an int8 tile, and before its scales. */
+static inline int64_t kv_int8_values(int32_t head_dim) {
+    return round_up(head_dim, 4) * KV_BLOCK_SIZE;
+}
+
+static inline int64_t kv_int8_scales(int32_t head_dim) {
+    return kv_int8_values(head_dim) + KV_BLOCK_SIZE * kv_value_stride(head_dim);
+}
+
+/* For each query vector: query and context, weights, their codes, the softmax's denominators, eight numbers; and a chunk's
+ * keys and values as float32. */
+static inline int64_t attend_scratch_floats(int32_t head_dim) {
+    const int64_t stride = kv_value_stride(head_dim);
+    return ATTEND_VECTORS * (2 * stride + CHUNK_TOKENS + CHUNK_TOKENS / 2 + 16 + 8) + CHUNK_TOKENS * 2 * stride;
+}
 
 typedef struct {
     const char *level;
@@ -54,7 +82,9 @@ typedef struct {
     void (*rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y);
     /* one row: x[k] -> codes[k], scales[groups], sums[groups][SUBGROUPS] */
     void (*quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums);
-    void (*attend)(const Attention *);
+    /* one token's key[head_dim] and value[head_dim], rounded, into its tile; by the KV cache's format, as `attend` */
+    void (*store_kv[NUM_KV_FORMATS])(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token);
+    void (*attend[NUM_KV_FORMATS])(const Attention *);
     /* the largest of x[n]; NaNs are passed over */
     float (*max)(const float *x, int32_t n);
     /* the first i of the largest x[n], -1 where none is above -infinity */

@@ -2,6 +2,8 @@
 #define LEVEL amx
 #define LEVEL_NAME "amx"
 #define LEVEL_MAX_ROWS 8
+#define ATTEND_ROWS 4
+#define ATTEND_COLUMNS 4
 #define LEVEL_HAS_TILES
 #define LANES 16
 #include "kernel_vnni.h"

@@ -8,6 +8,8 @@
 #define LEVEL avx2
 #define LEVEL_NAME "avx2"
 #define LEVEL_MAX_ROWS 4
+#define ATTEND_ROWS 2
+#define ATTEND_COLUMNS 2
 #define LANES 8
 #include "kernel_types.h"
 
@@ -45,6 +47,17 @@ INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
     EACH(p) {
         __m256i signed_activations = _mm256_sign_epi8(activations, line.weights[p]);
         __m256i pairs = _mm256_maddubs_epi16(line.magnitudes[p], signed_activations);
+        isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16(pairs, ones);
+    }
+    return isum;
+}
+
+INLINE Int16 add_signed_line(Int16 isum, const uint8_t *line, const uint8_t *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    const __m256i activations = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
+    EACH(p) {
+        __m256i pairs = _mm256_maddubs_epi16(activations, _mm256_loadu_si256((const __m256i *)(line + 32 * p)));
         isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16(pairs, ones);
     }
     return isum;

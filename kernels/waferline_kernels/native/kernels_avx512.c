@@ -3,6 +3,8 @@
 #define LEVEL avx512
 #define LEVEL_NAME "avx512"
 #define LEVEL_MAX_ROWS 8
+#define ATTEND_ROWS 4
+#define ATTEND_COLUMNS 4
 #define LANES 16
 #include "kernel_vnni.h"
 

@@ -6,6 +6,8 @@
 #define LEVEL base
 #define LEVEL_NAME "base"
 #define LEVEL_MAX_ROWS 2
+#define ATTEND_ROWS 2
+#define ATTEND_COLUMNS 1
 #define LANES 4
 #include "kernel_types.h"
 
@@ -49,6 +51,10 @@ INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
         isum.v[p] = isum.v[p] + ((sums << 16) >> 16) + (sums >> 16);
     }
     return isum;
+}
+
+INLINE Int16 add_signed_line(Int16 isum, const uint8_t *line, const uint8_t *a) {
+    return add_line(isum, load_q8(line), (const int8_t *)a);
 }
 
 #include "kernel_body.h"

@@ -1,8 +1,4 @@
-"""Rotary embedding, the KV cache's tiles, and attention over them.
-
-The KV tile of one (layer, block, KV head) holds the keys transposed, so that the sixteen scores of a block are one
-vector, and then the values: keys [head_dim][16 tokens], values [16 tokens][value_stride].
-"""
+"""Rotary embedding, and attention over the KV cache."""
 
 from __future__ import annotations
 
@@ -14,6 +10,7 @@ from numpy.typing import NDArray
 from ..sequences import KV_BLOCK_SIZE
 from ..tiles import TILE_N
 from .jit import inlined, kernel
+from .kv import INT8_CODE, kv_tile, load_keys, load_values, scales_of, store_kv, values_of
 from .rows import exponential
 from .state import State, share_of
 from .vectors import (
@@ -22,6 +19,7 @@ from .vectors import (
     first_lanes,
     load,
     load_splat,
+    load_weights,
     max_lanes,
     splat,
     store,
@@ -31,14 +29,6 @@ from .vectors import (
 
 CHUNK = 4 * KV_BLOCK_SIZE  # tokens between two merges of the softmax
 WEIGHTS, CONTEXT = 0, CHUNK  # in a worker's scratch: the weights of one chunk, then the context of one head
-
-
-@inlined
-def kv_tile(state: State, layer: int, slot: int, position: int, kv_head: int) -> int:
-    """Where in `kv` the tile lies that holds ``position`` of the sequence in ``slot``."""
-    sizes = state.sizes[0]
-    block = state.block_tables[slot, position // KV_BLOCK_SIZE]
-    return ((layer * sizes["num_kv_blocks"] + block) * sizes["kv_heads"] + kv_head) * sizes["kv_tile"]
 
 
 @kernel
@@ -57,7 +47,7 @@ def rotate_and_store(state: State, instruction: Any, worker: int) -> None:
     """ROTARY: the worker's part of all (row, head) pairs, a row's heads being its queries and then its keys."""
     sizes, layer, rope = state.sizes[0], instruction["layer"], state.tensors[instruction["weight"]]
     src, stride = state.buffer_at[instruction["src"]], state.buffer_stride[instruction["src"]]
-    head_dim, x, kv = sizes["head_dim"], state.buffers, state.kv
+    head_dim, x = sizes["head_dim"], state.buffers
     heads = sizes["heads"] + sizes["kv_heads"]
     begin, end = share_of(state.step[0]["num_rows"] * heads, worker, sizes["num_workers"])
     for pair in range(begin, end):
@@ -68,13 +58,8 @@ def rotate_and_store(state: State, instruction: Any, worker: int) -> None:
         kv_head = head - sizes["heads"]
         if kv_head < 0:
             continue
-        keys = kv_tile(state, layer, slot, position, kv_head) + position % KV_BLOCK_SIZE
-        values = keys - position % KV_BLOCK_SIZE + head_dim * KV_BLOCK_SIZE
-        values += position % KV_BLOCK_SIZE * sizes["value_stride"]
-        value_at = at + sizes["kv_heads"] * head_dim
-        for d in range(head_dim):
-            kv[keys + d * KV_BLOCK_SIZE] = x[at + d]
-            kv[values + d] = x[value_at + d]
+        tile = kv_tile(state, layer, slot, position, kv_head)
+        store_kv(state, tile, position % KV_BLOCK_SIZE, x, at, at + sizes["kv_heads"] * head_dim)
 
 
 @kernel
@@ -112,7 +97,11 @@ def attend_row(
         most = splat(-np.inf)
         for at in range(0, tokens, KV_BLOCK_SIZE):
             # The tokens after this row's are not yet written, or another sequence's.
-            scores = first_lanes(load(scratch, WEIGHTS + at) * scale, tokens - at)
+            scores = load(scratch, WEIGHTS + at) * scale
+            if sizes["kv_format"] == INT8_CODE:
+                tile = kv_tile(state, layer, slot, begin + at, kv_head)
+                scores = scores * load_weights(state.kv, scales_of(state, tile))
+            scores = first_lanes(scores, tokens - at)
             store(scratch, WEIGHTS + at, scores)
             most = where_less(most, scores, scores, most)
         before, largest = largest, max(largest, max_lanes(most))
@@ -120,8 +109,11 @@ def attend_row(
         denominator = denominator * decay
         for at in range(0, tokens, KV_BLOCK_SIZE):
             weights = exponential(load(scratch, WEIGHTS + at) - splat(largest))
-            store(scratch, WEIGHTS + at, weights)
             denominator = denominator + weights
+            if sizes["kv_format"] == INT8_CODE:
+                tile = kv_tile(state, layer, slot, begin + at, kv_head)
+                weights = weights * load_weights(state.kv, scales_of(state, tile) + KV_BLOCK_SIZE * 4)
+            store(scratch, WEIGHTS + at, weights)
         for d in range(0, value_stride - 3 * TILE_N, 4 * TILE_N):
             add_four_values(state, layer, slot, kv_head, begin, tokens, d, decay, scratch)
         for d in range(value_stride // (4 * TILE_N) * 4 * TILE_N, value_stride, TILE_N):
@@ -136,7 +128,8 @@ def score_tokens(
     state: State, layer: int, slot: int, kv_head: int, begin: int, tokens: int, query: int, scratch: NDArray[np.float32]
 ) -> None:
     """``WEIGHTS`` of the scratch = query . keys of the blocks of ``tokens`` tokens from ``begin``: whole blocks."""
-    buffers, kv, head_dim = state.buffers, state.kv, state.sizes[0]["head_dim"]
+    buffers, kv = state.buffers, state.kv
+    head_dim, format = state.sizes[0]["head_dim"], state.sizes[0]["kv_format"]
     at = 0
     if tokens > CHUNK - KV_BLOCK_SIZE:  # four chains side by side
         keys0, keys1 = kv_tile(state, layer, slot, begin, kv_head), kv_tile(state, layer, slot, begin + 16, kv_head)
@@ -147,10 +140,10 @@ def score_tokens(
         s0, s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0), splat(0.0)
         for d in range(head_dim):
             q = load_splat(buffers, query + d)
-            s0 = s0 + load(kv, keys0 + d * KV_BLOCK_SIZE) * q
-            s1 = s1 + load(kv, keys1 + d * KV_BLOCK_SIZE) * q
-            s2 = s2 + load(kv, keys2 + d * KV_BLOCK_SIZE) * q
-            s3 = s3 + load(kv, keys3 + d * KV_BLOCK_SIZE) * q
+            s0 = s0 + load_keys(kv, format, keys0, d) * q
+            s1 = s1 + load_keys(kv, format, keys1, d) * q
+            s2 = s2 + load_keys(kv, format, keys2, d) * q
+            s3 = s3 + load_keys(kv, format, keys3, d) * q
         store(scratch, WEIGHTS, s0)
         store(scratch, WEIGHTS + 16, s1)
         store(scratch, WEIGHTS + 32, s2)
@@ -159,7 +152,7 @@ def score_tokens(
     while at < tokens:
         keys, total = kv_tile(state, layer, slot, begin + at, kv_head), splat(0.0)
         for d in range(head_dim):
-            total = total + load(kv, keys + d * KV_BLOCK_SIZE) * load_splat(buffers, query + d)
+            total = total + load_keys(kv, format, keys, d) * load_splat(buffers, query + d)
         store(scratch, WEIGHTS + at, total)
         at += KV_BLOCK_SIZE
 
@@ -177,16 +170,17 @@ def add_four_values(
     scratch: NDArray[np.float32],
 ) -> None:
     """``CONTEXT + d`` = context * decay + weights . values, tokens ascending, for four vectors of the context."""
-    kv, at, stride = state.kv, CONTEXT + d, state.sizes[0]["value_stride"]
+    kv, at, stride, format = state.kv, CONTEXT + d, state.sizes[0]["value_stride"], state.sizes[0]["kv_format"]
     v0, v1 = load(scratch, at) * decay, load(scratch, at + 16) * decay
     v2, v3 = load(scratch, at + 32) * decay, load(scratch, at + 48) * decay
     for block in range(0, tokens, KV_BLOCK_SIZE):
-        values = kv_tile(state, layer, slot, begin + block, kv_head) + state.sizes[0]["head_dim"] * KV_BLOCK_SIZE + d
-        for token in range(block, min(block + KV_BLOCK_SIZE, tokens)):
-            weight = load_splat(scratch, WEIGHTS + token)
-            v0, v1 = v0 + load(kv, values) * weight, v1 + load(kv, values + 16) * weight
-            v2, v3 = v2 + load(kv, values + 32) * weight, v3 + load(kv, values + 48) * weight
-            values += stride
+        values = values_of(state, kv_tile(state, layer, slot, begin + block, kv_head))
+        for token in range(min(KV_BLOCK_SIZE, tokens - block)):
+            weight = load_splat(scratch, WEIGHTS + block + token)
+            v0 = v0 + load_values(kv, format, values, stride, token, d) * weight
+            v1 = v1 + load_values(kv, format, values, stride, token, d + 16) * weight
+            v2 = v2 + load_values(kv, format, values, stride, token, d + 32) * weight
+            v3 = v3 + load_values(kv, format, values, stride, token, d + 48) * weight
     store(scratch, at, v0)
     store(scratch, at + 16, v1)
     store(scratch, at + 32, v2)
@@ -206,11 +200,11 @@ def add_values(
     scratch: NDArray[np.float32],
 ) -> None:
     """The same for one vector."""
-    kv, stride = state.kv, state.sizes[0]["value_stride"]
+    kv, stride, format = state.kv, state.sizes[0]["value_stride"], state.sizes[0]["kv_format"]
     total = load(scratch, CONTEXT + d) * decay
     for block in range(0, tokens, KV_BLOCK_SIZE):
-        values = kv_tile(state, layer, slot, begin + block, kv_head) + state.sizes[0]["head_dim"] * KV_BLOCK_SIZE + d
-        for token in range(block, min(block + KV_BLOCK_SIZE, tokens)):
-            total = total + load(kv, values) * load_splat(scratch, WEIGHTS + token)
-            values += stride
+        values = values_of(state, kv_tile(state, layer, slot, begin + block, kv_head))
+        for token in range(min(KV_BLOCK_SIZE, tokens - block)):
+            weight = load_splat(scratch, WEIGHTS + block + token)
+            total = total + load_values(kv, format, values, stride, token, d) * weight
     store(scratch, CONTEXT + d, total)

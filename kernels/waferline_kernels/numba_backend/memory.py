@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..aligned import aligned_zeros
+from ..kv_cache import kv_format
 from ..placement import Placement
 from ..program import INSTRUCTION, Buffer, Program
 from ..ring import ENTRY
@@ -26,6 +27,7 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
     """The state of an executor of ``program``, its weights not yet loaded. What is large is not touched yet."""
     dims, workers, rows = program.dims, placement.num_workers, limits.max_num_batched_tokens
     act_rows = rows + workers * PRIVATE_ROWS
+    format, value_stride = kv_format(limits.kv_dtype), round_up(dims.head_dim, TILE_N)
     shares, arena = _arena(placement)
     tensors, table_floats = _tensors(program)
     buffer_stride = np.array([dims.buffer_stride(buffer) for buffer in Buffer], np.int64)
@@ -41,8 +43,9 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
         "kv_heads": dims.kv_heads,
         "head_dim": dims.head_dim,
         "vocab": dims.vocab,
-        "value_stride": dims.value_stride,
-        "kv_tile": dims.kv_tile_floats,
+        "value_stride": value_stride,
+        "kv_format": format.code,
+        "kv_tile": format.tile_bytes(dims.head_dim),
         "num_kv_blocks": limits.num_kv_blocks,
         "max_rows": rows,
         "max_model_len": limits.max_model_len,
@@ -64,7 +67,7 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
         codes=aligned_zeros(act_rows * codes_stride, np.int8),
         scales=aligned_zeros(act_rows * group_stride, np.float32),
         sums=aligned_zeros(act_rows * group_stride * SUBGROUPS, np.int32),
-        kv=aligned_zeros(dims.layers * limits.num_kv_blocks * dims.kv_heads * dims.kv_tile_floats, np.float32),
+        kv=aligned_zeros(limits.num_kv_blocks * dims.kv_block_bytes(format), np.uint8),
         spans=aligned_zeros(limits.max_num_seqs, SPAN),
         rows=aligned_zeros((rows, 3), np.int32),
         wanted=aligned_zeros(limits.max_num_logits, np.int32),
@@ -75,7 +78,7 @@ def allocate(program: Program, placement: Placement, limits: ExecutorLimits, tab
         sampling=table.sampling,
         constraints=table.constraints,
         allowed_ids=table.allowed_ids,
-        contexts=aligned_zeros((workers, CHUNK + dims.value_stride), np.float32),
+        contexts=aligned_zeros((workers, CHUNK + value_stride), np.float32),
         floats=aligned_zeros((workers, 3, logits_stride), np.float32),
         counts=aligned_zeros((workers, dims.vocab), np.int32),
         bucket_counts=aligned_zeros((workers, NUM_BUCKETS), np.int32),

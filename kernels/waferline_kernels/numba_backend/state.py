@@ -28,7 +28,8 @@ SIZES = np.dtype(
             "head_dim",
             "vocab",
             "value_stride",  # floats from one token's value to the next
-            "kv_tile",  # floats: keys [head_dim][16], then values [16][value_stride]
+            "kv_format",  # KvFormat.code
+            "kv_tile",  # bytes
             "num_kv_blocks",
             "max_rows",  # of a step
             "max_model_len",
@@ -86,7 +87,7 @@ class State(NamedTuple):
     codes: NDArray[np.int8]  # [max_rows + W * PRIVATE_ROWS, codes_stride]: quantised activations
     scales: NDArray[np.float32]  # [max_rows + W * PRIVATE_ROWS, group_stride]
     sums: NDArray[np.int32]  # [max_rows + W * PRIVATE_ROWS, group_stride, SUBGROUPS]: of each subgroup's codes
-    kv: NDArray[np.float32]  # [layers, num_kv_blocks, kv_heads, kv_tile]
+    kv: NDArray[np.uint8]  # [layers, num_kv_blocks, kv_heads, kv_tile]
     spans: NDArray[np.void]  # SPAN [max_num_seqs]
     rows: NDArray[np.int32]  # [max_rows, 3]: slot, position and token of each row
     wanted: NDArray[np.int32]  # [max_num_logits]: rows whose logits are wanted

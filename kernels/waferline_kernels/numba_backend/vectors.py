@@ -197,6 +197,28 @@ def odd_bfloat16(builder: Any, x: Any) -> Any:
     return builder.bitcast(builder.and_(x, every_lane(I32, 0xFFFF0000)), lanes_of(F32))
 
 
+@operation(types.none, BYTE_ARRAY, types.intp, types.float32)
+def store_float32(builder: Any, data: Any, index: Any, x: Any) -> None:
+    _store(builder, data, index, x)
+
+
+@operation(types.none, BYTE_ARRAY, types.intp, types.float32)
+def store_bfloat16(builder: Any, data: Any, index: Any, x: Any) -> None:
+    """The nearest bfloat16, ties to even; a NaN stays one."""
+    bits = builder.bitcast(x, I32)
+    odd = builder.and_(builder.lshr(bits, I32(16)), I32(1))
+    rounded = builder.add(builder.add(bits, I32(0x7FFF)), odd)
+    bits = builder.select(builder.fcmp_ordered("ord", x, x), rounded, builder.or_(bits, I32(1 << 22)))
+    _store(builder, data, index, builder.trunc(builder.lshr(bits, I32(16)), I16))
+
+
+@operation(FLOATS, INTS, types.int32)
+def signed_byte(builder: Any, x: Any, number: Any) -> Any:
+    """Byte ``number`` of each lane, signed, as a float."""
+    shift = _broadcast(builder, builder.sub(I32(24), builder.mul(number, I32(8))))
+    return builder.sitofp(builder.ashr(builder.shl(x, shift), every_lane(I32, 24)), lanes_of(F32))
+
+
 @operation(INTS, CODE_ARRAY, types.intp)
 def load_activations(builder: Any, data: Any, index: Any) -> Any:
     """The 4 activation codes at ``index``, in every lane."""

@@ -1,0 +1,63 @@
+/* The KV cache's formats: writing one token's key and value into a tile; see kv_cache.py for the tiles. */
+#ifndef WAFERLINE_KERNEL_KV_H
+#define WAFERLINE_KERNEL_KV_H
+
+#include "kernel_vectors.h"
+#include "kernels.h"
+
+static void NAMED(store_kv_f32)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
+    float *keys = (float *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [head_dim][16], [16][value_stride] */
+    for (int d = 0; d < head_dim; d++) keys[d * KV_BLOCK_SIZE + token] = key[d];
+    memcpy(values + token * kv_value_stride(head_dim), value, head_dim * sizeof *value);
+}
+
+/* To the nearest, ties to even; a NaN stays one. */
+INLINE uint16_t to_bfloat16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if (x != x) return (uint16_t)(bits >> 16 | 64);
+    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
+    uint16_t *keys = (uint16_t *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [head_dim][16], [16][value_stride] */
+    values += token * kv_value_stride(head_dim);
+    for (int d = 0; d < head_dim; d++) keys[d * KV_BLOCK_SIZE + token] = to_bfloat16(key[d]);
+    for (int d = 0; d < head_dim; d++) values[d] = to_bfloat16(value[d]);
+}
+
+/* codes[n], to whole vectors, = x[n] / scale, at most 127 either way; returns the scale. tiles.quantize_rows, bit for bit. */
+INLINE float to_codes(const float *x, int32_t n, int8_t *codes) {
+    Float16 largest = splat16(0.0f);
+    float padded[MAX_HEAD_DIM];
+    memset(padded + n / 16 * 16, 0, n % 16 > 0 ? 16 * sizeof *padded : 0);
+    memcpy(padded, x, n * sizeof *x);
+    for (int i = 0; i < n; i += 16) {
+        const Float16 v = load16(padded + i);
+        EACH(p) largest.v[p] = larger((FloatV)((IntV)v.v[p] & 0x7FFFFFFF), largest.v[p]);
+    }
+    const float amax = max16(largest), inverse = amax < MIN_QUANTIZED ? 0.0f : 127.0f / amax; /* below, it would overflow */
+    for (int i = 0; i < n; i += 16) {
+        const Float16 v = load16(padded + i);
+        EACH(p) {
+            const CodeV bytes = __builtin_convertvector(__builtin_convertvector(round_even(v.v[p] * inverse), IntV), CodeV);
+            memcpy(codes + i + p * LANES, &bytes, sizeof bytes);
+        }
+    }
+    return amax < MIN_QUANTIZED ? 0.0f : amax / 127.0f;
+}
+
+static void NAMED(store_kv_int8)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
+    const int32_t stride = kv_value_stride(head_dim);
+    int8_t codes[MAX_HEAD_DIM];
+    uint8_t *values = tile + kv_int8_values(head_dim); /* keys [K / 4][16][4 K], values [16 / 4][stride][4 tokens] */
+    float *scales = (float *)(tile + kv_int8_scales(head_dim)); /* [16] of the keys, [16] of the values */
+    scales[token] = to_codes(key, head_dim, codes);
+    for (int d = 0; d < head_dim; d += 4) {
+        memcpy(tile + d * KV_BLOCK_SIZE + token * 4, codes + d, 4);
+    }
+    scales[KV_BLOCK_SIZE + token] = to_codes(value, head_dim, codes);
+    for (int d = 0; d < head_dim; d++) values[(token / 4 * stride + d) * 4 + token % 4] = (uint8_t)codes[d];
+}
+
+#endif
