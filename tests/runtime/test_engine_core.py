@@ -12,6 +12,7 @@ from recorder import RecordingCore
 
 from waferline.model.load import Model
 from waferline.runtime.messages import Accepted, Delta, Finished, RequestError
+from waferline_kernels.kv_cache import KV_BF16
 
 # Together: greedy and drawn, penalties, several completions, logprobs, prompts of one token and of several blocks.
 MIXED: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -67,7 +68,7 @@ def test_a_request_gives_the_same_alone_and_beside_others(
 
 
 def test_preemption_is_invisible(tiny_model: Model, alone: dict[str, list[Delta]]) -> None:
-    memory = 8 * tiny_model.program.dims.kv_block_bytes
+    memory = 8 * tiny_model.program.dims.kv_block_bytes(KV_BF16)
     with RecordingCore(tiny_model, kv_cache_memory=memory, max_num_batched_tokens=40) as recorder:
         for name, (prompt, fields) in MIXED.items():
             recorder.add(name, prompt, **fields)
@@ -333,7 +334,7 @@ def test_limits_that_cannot_be_met_are_refused(
 
 
 def test_a_kv_cache_too_small_for_the_model_bounds_the_context(tiny_model: Model) -> None:
-    memory = 3 * tiny_model.program.dims.kv_block_bytes
+    memory = 3 * tiny_model.program.dims.kv_block_bytes(KV_BF16)
     with RecordingCore(tiny_model, kv_cache_memory=memory) as recorder:
         assert recorder.core.stats().max_model_len == 48
         assert len(recorder.run("abc", max_tokens=None, ignore_eos=True).outputs[0].token_ids) == 45
@@ -353,7 +354,7 @@ def test_stats_tell_what_runs_and_on_what(tiny_model: Model) -> None:
     assert stats.steps_total == 5
     assert stats.step_seconds_total > 0
     assert stats.model_bytes > 0
-    assert stats.kv_cache_bytes == stats.num_kv_blocks * tiny_model.program.dims.kv_block_bytes
+    assert stats.kv_cache_bytes == stats.num_kv_blocks * tiny_model.program.dims.kv_block_bytes(KV_BF16)
 
 
 def test_the_prompt_and_the_seed_are_reported_first(tiny_model: Model) -> None:

@@ -13,6 +13,7 @@ from waferline.model.load import Model
 from waferline.runtime.constraints import bad_word_tokens
 from waferline.runtime.messages import Delta
 from waferline.runtime.output_processor import join_deltas
+from waferline_kernels.kv_cache import KV_BF16
 
 PROMPT = "Once upon a time"
 DRAWN: dict[str, Any] = {"seed": 1, "max_tokens": 60, "ignore_eos": True}
@@ -44,7 +45,7 @@ def test_allowed_ids_hold_for_every_completion_and_for_no_other_request(recorder
 
 
 def test_a_sequence_that_was_set_back_is_constrained_again(tiny_model: Model) -> None:
-    block = tiny_model.program.dims.kv_block_bytes
+    block = tiny_model.program.dims.kv_block_bytes(KV_BF16)
     params = {**DRAWN, "allowed_token_ids": [65, 66, 67]}
     with RecordingCore(tiny_model, max_num_seqs=2, max_model_len=96, kv_cache_memory=7 * block) as recorder:
         alone = [recorder.run(PROMPT, **{**params, "seed": seed}).outputs for seed in range(2)]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.placement import Placement
 from waferline_kernels.program import Op, Program
 
@@ -135,4 +136,5 @@ def residency_lines(program: Program, placement: Placement) -> Iterator[str]:
     for worker, size in enumerate(placement.arena_bytes):
         strips = int(placement.shares["count"][:, worker].sum())
         yield f"worker {worker}   {size / MB:.1f} MB, {strips} strips"
-    yield f"KV cache   {program.dims.kv_block_bytes} bytes a block of 16 tokens"
+    blocks = ", ".join(f"{program.dims.kv_block_bytes(format)} in {name}" for name, format in KV_FORMATS.items())
+    yield f"KV cache   bytes a block of 16 tokens: {blocks}"
