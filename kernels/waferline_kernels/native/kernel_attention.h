@@ -164,7 +164,7 @@ INLINE void add_values(const Scratch *s, AddProducts add, int element, int v, in
 }
 
 /* The tokens that all rows of a group attend to go together; then each row's own last ones. */
-static void NAMED(weigh)(const Attention *t, const Scratch *s, AddProducts add, int element) {
+static void NAMED(weigh)(const Scratch *s, AddProducts add, int element) {
     for (int v = s->first; v < s->vectors; v++)
         for (int d = 0; d < s->stride; d += 16) {
             Float16 x = load16(s->context + v * s->stride + d);
@@ -301,7 +301,7 @@ static void NAMED(attend_floats)(const Attention *t, const int format) {
         NAMED(score)(t, &s, add, is_converted ? 4 : element);
         find_largest(&s);
         NAMED(soften_all)(&s);
-        NAMED(weigh)(t, &s, add, is_converted ? 4 : element);
+        NAMED(weigh)(&s, add, is_converted ? 4 : element);
     }
     end_attention(t, &s);
 }
