@@ -24,11 +24,12 @@ TOLERANCE = 2e-3
 
 @pytest.fixture(scope="module")
 def recorder(tiny_model: Model) -> Iterator[RecordingCore]:
-    with RecordingCore(tiny_model) as recorder:
+    with RecordingCore(tiny_model, kv_dtype="f32") as recorder:
         yield recorder
 
 
 def reference_logits(model: Model, token_ids: list[int]) -> NDArray[np.float32]:
+    """In a KV cache of f32, as the recorder's."""
     return run_logits(model, token_ids, "reference")
 
 
