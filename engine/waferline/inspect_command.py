@@ -16,6 +16,7 @@ from .fabric.residency import fill_cores, host_residency
 from .fabric.spec import FABRICS, host_fabric, wse3
 from .model.dtypes import DTYPES
 from .model.load import Model
+from .runtime.memory import choose_kv_dtype
 
 CONTEXT = 128  # tokens that the step reported on attends to, where the model has room for as many
 MEASURED_STEPS = 16
@@ -53,8 +54,8 @@ def _host_lines(model: Model, threads: int | None) -> Iterator[str]:
     yield f"backend    {backend}{level}, {placement.num_workers} thread{'s' if placement.num_workers > 1 else ''}"
     yield from residency_lines(program, placement)
     with placed(program, threads) as placement:
-        weights, room = ZeroWeights(program), context + steps + 2
-        batch = Batch(program, weights, placement, size=1, max_model_len=room, max_rows=context)
+        weights, room, kv_dtype = ZeroWeights(program), context + steps + 2, choose_kv_dtype("auto", model.dtype)
+        batch = Batch(program, weights, placement, size=1, max_model_len=room, max_rows=context, kv_dtype=kv_dtype)
         try:
             batch.prefill(context)
             step_seconds = batch.decode(steps)[0] / steps
@@ -64,7 +65,7 @@ def _host_lines(model: Model, threads: int | None) -> Iterator[str]:
             batch.close()
     host = host_fabric(placement.num_workers, placement.cpus)
     where = host_residency(program, placement, host)
-    costs = CostModel(program, where, host)
+    costs = CostModel(program, where, host, kv_dtype)
     shape = StepShape.of(1, context + steps // 2, 1)
     yield f"step       of one row that attends to {shape.context_tokens} tokens"
     for line in report_lines(report_rows(program, costs.predict(shape), where, profile, step_seconds)):
@@ -75,7 +76,7 @@ def _wafer_lines(model: Model) -> Iterator[str]:
     """The same on a wafer that this machine is not: where the weights would lie, and what a step is predicted to take."""
     program, (context, _), spec = model.program, _context_and_steps(model), wse3()
     where = fill_cores(program, spec)
-    costs, shape = CostModel(program, where, spec), StepShape.of(1, context, 1)
+    costs, shape = CostModel(program, where, spec, choose_kv_dtype("auto", model.dtype)), StepShape.of(1, context, 1)
     milliseconds = costs.predict_step_ms(1, context, 1)
     yield f"fabric     {spec.name}: {where.cores_used} of {spec.cores} cores filled, the rest for keys and values"
     yield f"step       of one row that attends to {context} tokens: {1e3 / milliseconds:.0f} tokens/s predicted"

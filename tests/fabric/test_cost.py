@@ -16,6 +16,7 @@ from waferline.fabric.report import report_lines, report_rows
 from waferline.fabric.residency import host_residency
 from waferline.fabric.spec import FabricSpec, Links
 from waferline.model.load import load_model
+from waferline_kernels.kv_cache import KV_BF16
 from waferline_kernels.program import Op
 from waferline_kernels.tiles import FORMATS
 
@@ -29,13 +30,13 @@ def host(bandwidth: float = 1e9, macs: float = 1e12, barrier: float = 0.0) -> Fa
 
 
 def model(spec: FabricSpec) -> CostModel:
-    return CostModel(PROGRAM, host_residency(PROGRAM, plan_placement(PROGRAM, WORKERS), spec), spec)
+    return CostModel(PROGRAM, host_residency(PROGRAM, plan_placement(PROGRAM, WORKERS), spec), spec, "bf16")
 
 
 def test_a_step_bound_by_memory_takes_its_bytes_over_the_bandwidth() -> None:
     spec = host(macs=1e18)
     costs, shape = model(spec), StepShape.of(1, 10, 1)
-    swept = PROGRAM.swept_bytes + 10 * PROGRAM.dims.kv_block_bytes / 16
+    swept = PROGRAM.swept_bytes + 10 * PROGRAM.dims.kv_block_bytes(KV_BF16) / 16
     assert costs.swept_bytes(shape) == swept
     sweeping = sum(prediction.sweep for prediction in costs.predict(shape))
     assert sum(prediction.bytes for prediction in costs.predict(shape)) == pytest.approx(swept)
@@ -126,7 +127,7 @@ def test_a_step_that_took_no_time_is_refused(milliseconds: float) -> None:
 def test_the_report_adds_up() -> None:
     spec = host()
     where = host_residency(PROGRAM, plan_placement(PROGRAM, WORKERS), spec)
-    predictions = CostModel(PROGRAM, where, spec).predict(StepShape.of(1, 10, 1))
+    predictions = CostModel(PROGRAM, where, spec, "bf16").predict(StepShape.of(1, 10, 1))
     measured = np.full((len(PROGRAM.instructions), 2), 1e-6)
     *kinds, step = report_rows(PROGRAM, predictions, where, measured)
     assert sum(row.count for row in kinds) == step.count == len(PROGRAM.instructions)

@@ -58,7 +58,7 @@ def placed(program: Program, threads: int | None) -> Iterator[Placement]:
 class Batch:
     """``size`` sequences of up to ``max_model_len`` tokens that no token ends, their blocks reserved. The thread that
     makes it is worker 0. A step has up to ``max_rows`` rows, and of ``max_logits`` of them logits, or of as many as there
-    are sequences. ``backend`` and ``level`` as in create_executor."""
+    are sequences. ``kv_dtype`` of kv_cache.KV_FORMATS; ``backend`` and ``level`` as in create_executor."""
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class Batch:
         max_model_len: int,
         max_rows: int = MAX_ROWS,
         max_logits: int = 1,
+        kv_dtype: str = "f32",
         backend: str | None = None,
         level: str | None = None,
     ) -> None:
@@ -80,6 +81,7 @@ class Batch:
             max_num_batched_tokens=max(size, max_rows),
             max_num_logits=max(size, max_logits),
             num_kv_blocks=size * blocks,
+            kv_dtype=kv_dtype,
         )
         self.program = program
         self.size = size

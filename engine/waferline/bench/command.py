@@ -29,12 +29,14 @@ def add_bench(commands: Any) -> None:
 
     decode = add("decode", "tokens a second beside the limit that memory sets")
     _add_model(decode)
+    _add_kv_dtype(decode)
     decode.add_argument("--batch", type=_counts, default=(1,), metavar="N,N", help="sequences at once; 1")
     decode.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="%(default)s")
     decode.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence; %(default)s")
 
     prefill = add("prefill", "a prompt's tokens a second beside what its matmuls alone reach")
     _add_model(prefill)
+    _add_kv_dtype(prefill)
     prefill.add_argument("--tokens", type=int, default=512, metavar="N", help="of the prompt; %(default)s")
 
     load = add("load", "how fast a model is packed and loaded, and the memory it takes", repeats=3)
@@ -44,6 +46,10 @@ def add_bench(commands: Any) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="demo", help='a Hugging Face folder, a packed file, or "demo" (the default)')
     parser.add_argument("--dtype", help="of the weights: q4, q8, bf16 or f32; default: q8, or what a packed file has")
+
+
+def _add_kv_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kv-dtype", default="auto", help="of the KV cache: f32, bf16, int8 or auto; default: auto")
 
 
 def _counts(text: str) -> tuple[int, ...]:

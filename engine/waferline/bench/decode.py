@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from waferline_kernels.kv_cache import kv_format
 from waferline_kernels.sequences import KV_BLOCK_SIZE
 
 from ..demo_command import percentile
@@ -23,6 +24,7 @@ from ..fabric.report import report_lines, report_rows
 from ..fabric.residency import host_residency
 from ..fabric.spec import host_fabric
 from ..model.load import Model, load_model
+from ..runtime.memory import choose_kv_dtype
 from .batch import Batch, placed
 from .output import PERCENTILES, machine, print_json, print_table, share
 
@@ -50,13 +52,16 @@ def run(args: argparse.Namespace) -> None:
 def measure(model: Model, size: int, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The figures of a batch of ``size`` sequences, and the lines of its residency report."""
     program, prompt = model.program, args.prompt_tokens
+    kv_dtype = choose_kv_dtype(args.kv_dtype, model.dtype)
     with placed(program, args.threads) as placement:
         threads, cpus = placement.num_workers, placement.cpus
-        batch = Batch(program, model.weights, placement, size=size, max_model_len=prompt + args.tokens + 2)
+        batch = Batch(
+            program, model.weights, placement, size=size, max_model_len=prompt + args.tokens + 2, kv_dtype=kv_dtype
+        )
         try:
             batch.prefill(prompt)
             kv_tokens = size * (prompt + 1 + (args.tokens - 1) // 2)  # of the step in the middle
-            kv_bytes = round(kv_tokens * program.dims.kv_block_bytes / KV_BLOCK_SIZE)
+            kv_bytes = round(kv_tokens * program.dims.kv_block_bytes(kv_format(kv_dtype)) / KV_BLOCK_SIZE)
             swept = program.swept_bytes + kv_bytes
             seconds, bandwidths, gaps = [], [], []
             for _ in range(args.repeats):
@@ -74,7 +79,7 @@ def measure(model: Model, size: int, args: argparse.Namespace) -> tuple[dict[str
     residency = host_residency(program, placement, fabric)
     shape = StepShape(size, kv_tokens, size, kv_tokens)
     step_seconds, bandwidth = statistics.median(seconds) / args.tokens, statistics.median(bandwidths)
-    predictions = CostModel(program, residency, fabric).predict(shape)
+    predictions = CostModel(program, residency, fabric, kv_dtype).predict(shape)
     rows = report_rows(program, predictions, residency, profile, step_seconds)
     speed = size / step_seconds
     limit = size * bandwidth / swept
@@ -93,6 +98,7 @@ def measure(model: Model, size: int, args: argparse.Namespace) -> tuple[dict[str
         "share_of_limit": round(speed / limit, 3),
         "bandwidth_gb_per_second": round(bandwidth / 1e9, 2),
         "weight_bytes_per_step": program.swept_bytes,
+        "kv_dtype": kv_dtype,
         "kv_bytes_per_step": kv_bytes,
         "bytes_per_token": round(swept / size),
         **{f"itl_p{p}_ms": round(percentile(sorted(gaps), p), 4) for p in PERCENTILES},

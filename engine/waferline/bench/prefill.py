@@ -16,6 +16,7 @@ from ..fabric.report import report_lines, report_rows
 from ..fabric.residency import host_residency
 from ..fabric.spec import host_fabric
 from ..model.load import Model, load_model
+from ..runtime.memory import choose_kv_dtype
 from .batch import Batch, placed
 from .output import machine, print_json, print_table, share
 
@@ -39,11 +40,19 @@ def run(args: argparse.Namespace) -> None:
 def measure(model: Model, args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """The figures, and the lines of the residency report. The limit is the speed that the prompt would have if nothing
     but its matmuls took time; they are timed within prefills of their own, for reading the clock takes time too."""
-    program = model.program
+    program, kv_dtype = model.program, choose_kv_dtype(args.kv_dtype, model.dtype)
     macs, is_matmul = matmul_macs(program, args.tokens), np.isin(program.instructions["op"], (Op.MATMUL, Op.LOGITS))
     with placed(program, args.threads) as placement:
         threads, cpus = placement.num_workers, placement.cpus
-        batch = Batch(program, model.weights, placement, size=1, max_model_len=args.tokens + 1, max_rows=args.tokens)
+        batch = Batch(
+            program,
+            model.weights,
+            placement,
+            size=1,
+            max_model_len=args.tokens + 1,
+            max_rows=args.tokens,
+            kv_dtype=kv_dtype,
+        )
         try:
             seconds = [batch.prefill(args.tokens) for _ in range(args.repeats)]
             profile = batch.profile_prefill(args.tokens, args.repeats)
@@ -55,7 +64,7 @@ def measure(model: Model, args: argparse.Namespace) -> tuple[dict[str, Any], lis
     fabric = host_fabric(threads, cpus)
     residency = host_residency(program, placement, fabric)
     shape = StepShape(args.tokens, args.tokens * (args.tokens + 1) // 2, 1, args.tokens)
-    predictions = CostModel(program, residency, fabric).predict(shape)
+    predictions = CostModel(program, residency, fabric, kv_dtype).predict(shape)
     rows = report_rows(program, predictions, residency, profile, took)
     result = {
         "model": model.name,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waferline_kernels.kernel_table import Kernel
+from waferline_kernels.kv_cache import KV_F32
 from waferline_kernels.program import Buffer, Dims, Epilogue, Op, Program, ProgramBuilder, TensorSpec
 from waferline_kernels.sequences import SPAN
 from waferline_kernels.tiles import F32, Q8, TILE_N, TileFormat, pack_matrix, round_up
@@ -213,7 +214,7 @@ def timed_rows(operation: str, sweeps: int, context: int) -> TimedProbe:
             maker.attend()
         else:
             maker.sample()
-    kv_bytes = context * dims.kv_block_bytes // TILE_N
+    kv_bytes = context * dims.kv_block_bytes(KV_F32) // TILE_N
     context_macs = 2 * dims.heads * dims.head_dim * context
     floats = {"rms_norm": 2 * dims.hidden, "quantize": dims.hidden}.get(operation, dims.vocab)
     nbytes = kv_bytes if operation == "attend" else 4 * floats

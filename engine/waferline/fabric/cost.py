@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from waferline_kernels.kv_cache import kv_format
 from waferline_kernels.program import Op, Program
 from waferline_kernels.sequences import KV_BLOCK_SIZE
 
@@ -76,16 +77,17 @@ class Prediction:
 
 
 class CostModel:
-    """Predicts steps of ``program``. Pure arithmetic: no clock, no threads; a few microseconds a prediction."""
+    """Predicts steps of ``program`` over a KV cache of ``kv_dtype``. Pure arithmetic: no clock, no threads; a few
+    microseconds a prediction."""
 
-    def __init__(self, program: Program, residency: Residency, fabric: FabricSpec) -> None:
+    def __init__(self, program: Program, residency: Residency, fabric: FabricSpec, kv_dtype: str) -> None:
         self._residency = residency
         self._curve = fabric.curve
         self._cores = fabric.cores
         self._near_bandwidth = fabric.curve.bytes_per_second[0]
         self._program = program
         self._swept_bytes = program.swept_bytes
-        self._kv_token_bytes = program.dims.kv_block_bytes / KV_BLOCK_SIZE
+        self._kv_token_bytes = program.dims.kv_block_bytes(kv_format(kv_dtype)) / KV_BLOCK_SIZE
         self._costs = [self._cost(instruction, fabric) for instruction in program.instructions]
         self._kinds = list(Counter(self._costs).items())
         self._factors = [1.0] * len(PARTS)

@@ -44,7 +44,7 @@ cdef extern from "kernels.h":
         void *matmul[4]
         void *rms_norm
         void *quantize
-        void *attend
+        void *attend[3]
         void *max
         void *argmax
         void *exp_sum
@@ -202,7 +202,7 @@ def kernel_table(level):
     rows = {
         "rms_norm": kernels.rms_norm != NULL,
         "quantize": kernels.quantize != NULL,
-        "attend": kernels.attend != NULL,
+        "attend": kernels.attend[0] != NULL,
         "max": kernels.max != NULL,
         "argmax": kernels.argmax != NULL,
         "exp_sum": kernels.exp_sum != NULL,
