@@ -12,7 +12,7 @@ static void NAMED(store_kv_f32)(const float *key, const float *value, int32_t he
 }
 
 /* To the nearest, ties to even; a NaN stays one. */
-INLINE uint16_t to_bfloat16(float x) {
+INLINE uint16_t nearest_bfloat16(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
     if (x != x) return (uint16_t)(bits >> 16 | 64);
@@ -22,8 +22,8 @@ INLINE uint16_t to_bfloat16(float x) {
 static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
     uint16_t *keys = (uint16_t *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [head_dim][16], [16][value_stride] */
     values += token * kv_value_stride(head_dim);
-    for (int d = 0; d < head_dim; d++) keys[d * KV_BLOCK_SIZE + token] = to_bfloat16(key[d]);
-    for (int d = 0; d < head_dim; d++) values[d] = to_bfloat16(value[d]);
+    for (int d = 0; d < head_dim; d++) keys[d * KV_BLOCK_SIZE + token] = nearest_bfloat16(key[d]);
+    for (int d = 0; d < head_dim; d++) values[d] = nearest_bfloat16(value[d]);
 }
 
 /* codes[n], to whole vectors, = x[n] / scale, at most 127 either way; returns the scale. tiles.quantize_rows, bit for bit. */
