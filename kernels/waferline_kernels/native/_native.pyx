@@ -310,7 +310,8 @@ cdef class Core:
             self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], f"act {w}")
             self.set_scratch(&e.workers[w].sample, w)
             e.workers[w].best = <int32_t *>self.keep(f"best {w}", np.zeros(max(1, e.limits.max_num_logits), np.int32))
-            e.workers[w].attention = <float *>self.arena(4 * attend_scratch_floats(e.dims.head_dim))
+            attention = aligned_zeros(attend_scratch_floats(e.dims.head_dim), np.float32)
+            e.workers[w].attention = <float *>self.keep(f"attention {w}", attention)
             e.workers[w].arena_bytes = arena_bytes[w]
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
             scratch = aligned_zeros(SCRATCH_BYTES(largest_k), np.uint8)
