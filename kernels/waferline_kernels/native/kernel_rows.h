@@ -23,12 +23,15 @@ static void NAMED(rms_norm)(const float *x, const float *gain, int32_t k, float 
 static void NAMED(quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums) {
     for (int begin = 0; begin < k; begin += GROUP) {
         const int end = begin + GROUP < k ? begin + GROUP : k;
-        Float16 largest = splat16(0.0f);
+        Int16 largest[2] = {{{{0}}}}; /* bits of magnitudes; two chains, so that latency does not bound them */
         for (int i = begin; i < end; i += 16) {
             const Float16 v = load16(x + i);
-            EACH(p) largest.v[p] = larger((FloatV)((IntV)v.v[p] & 0x7FFFFFFF), largest.v[p]);
+            IntV *y = largest[i / 16 % 2].v;
+            EACH(p) y[p] = larger_int((IntV)v.v[p] & 0x7FFFFFFF, y[p]);
         }
-        const float amax = max16(largest);
+        const int32_t even = max16_int(largest[0]), odd = max16_int(largest[1]), bits = even > odd ? even : odd;
+        float amax;
+        memcpy(&amax, &bits, sizeof amax);
         const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax; /* below, it would overflow */
         for (int subgroup = begin; subgroup < begin + GROUP; subgroup += SUBGROUP) {
             Int16 sum = {{{0}}};

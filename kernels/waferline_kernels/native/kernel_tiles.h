@@ -7,7 +7,7 @@
 #define WAFERLINE_KERNEL_TILES_H
 
 enum { MIN_TILE_ROWS = 5, TILE_ROWS = 16, TILE_K = 64, TILE_BYTES = TILE_K * TILE_N, GROUP_BYTES = GROUP * TILE_N };
-enum { TILE_PREFETCH_BYTES = 2048 };
+enum { TILE_PREFETCH_BYTES = 4096 };
 
 /* The operand of ldtilecfg, palette 1. */
 typedef struct {
@@ -97,15 +97,21 @@ INLINE TileStrips prepare_strips(const Matmul *m, int s, const int strips, const
 }
 
 /* acc[tile_rows][strips] += float(sums) * (weight scales * activation scales) of group g, for one tile of rows.
- * sums: int32 [strip][row][16]; a_scales: [tile_rows][stride]; acc: [row][strip][16]. */
+ * sums: int32 [strip][row][16]; a_scales: [tile_rows][stride]; acc: [row][strip][16].
+ *
+ * With every row a few lines of each strip, from ahead[strip], are asked for: all at once they would fill the buffers
+ * that a core has for lines under way, and it would wait. */
 INLINE void add_group(const int32_t *sums, const float *a_scales, int64_t stride, const TileStrips *w, int g,
-                      const int tile_rows, const int strips, float *acc) {
+                      const int tile_rows, const int strips, float *acc, const uint8_t *const *ahead,
+                      const int lines_a_row) {
     __m512 scales[2];
 #pragma GCC unroll 2
     for (int j = 0; j < strips; j++) scales[j] = _mm512_loadu_ps(w->scales[j] + g * TILE_N);
 #pragma GCC unroll 16
     for (int r = 0; r < tile_rows; r++) {
         const __m512 a_scale = _mm512_set1_ps(a_scales[r * stride + g]);
+        for (int line = r * lines_a_row; line < (r + 1) * lines_a_row; line++)
+            for (int j = 0; j < strips; j++) __builtin_prefetch(ahead[j] + line * LINE_BYTES);
 #pragma GCC unroll 2
         for (int j = 0; j < strips; j++) {
             const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + (j * TILE_ROWS + r) * TILE_N));
@@ -124,6 +130,8 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
     const int8_t *a = m->act.codes + row * stride;                        /* [tiles * tile_rows][stride] */
     const float *a_scales = m->act.scales + row * m->act.groups_stride;   /* [tiles * tile_rows][groups_stride] */
     const int groups = (m->k + GROUP - 1) / GROUP;
+    const int rows = tiles * tile_rows;
+    const int lines_a_row = passes_once && format == FORMAT_Q8 ? (GROUP_BYTES / LINE_BYTES + rows - 1) / rows : 0;
     memset(acc, 0, sizeof acc);
     for (int g = 0; g <= groups; g++) {
         const int32_t *before = sums[(g + 1) % 2];
@@ -132,16 +140,15 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
         if (g < groups) {
             const int8_t *first = group_weights(w, 0, g, format, passes_once);
             const int8_t *second = strips == 2 ? group_weights(w, 1, g, format, passes_once) : first;
+            /* beyond the end of its strip each of the two goes on with the strip after next */
+            const int is_near_end = (const uint8_t *)first + TILE_PREFETCH_BYTES >= w->strips[0] + m->strip_bytes;
+            const int64_t distance = TILE_PREFETCH_BYTES + (is_near_end ? m->strip_bytes : 0);
+            const uint8_t *ahead[2] = {(const uint8_t *)first + distance, (const uint8_t *)second + distance};
             _tile_zero(0);
             _tile_zero(1);
             _tile_zero(2);
             _tile_zero(3);
             for (int k = g * GROUP; k < m->k && k < (g + 1) * GROUP; k += TILE_K) {
-                if (format == FORMAT_Q8 && row == 0)
-                    for (int line = 0; line < TILE_BYTES; line += LINE_BYTES) {
-                        __builtin_prefetch(first + TILE_PREFETCH_BYTES + line);
-                        if (strips == 2) __builtin_prefetch(second + TILE_PREFETCH_BYTES + line);
-                    }
                 _tile_loadd(6, first, LINE_BYTES);
                 _tile_loadd(4, a + k, stride);
                 _tile_dpbssd(0, 4, 6);
@@ -158,7 +165,9 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
                 second += TILE_BYTES;
                 if (done < tiles) {
                     add_group(before + done * 2 * TILE_ROWS * TILE_N, a_scales + done * tile_rows * m->act.groups_stride,
-                              m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N);
+                              m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N,
+                              ahead, lines_a_row);
+                    for (int j = 0; j < 2; j++) ahead[j] += tile_rows * lines_a_row * LINE_BYTES;
                     done++;
                 }
             }
@@ -171,7 +180,8 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
         }
         for (; done < tiles; done++)
             add_group(before + done * 2 * TILE_ROWS * TILE_N, a_scales + done * tile_rows * m->act.groups_stride,
-                      m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N);
+                      m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N,
+                      NULL, 0);
     }
     const int is_pair = m->epilogue == EPILOGUE_SILU_MUL;
     for (int t = 0; t < tiles; t++)

@@ -126,12 +126,34 @@ INLINE float sum16(Float16 x) {
     return y[0] + y[1];
 }
 
+/* The lanes of y, moved down by `by`, those of the lower end coming in at the upper. */
+INLINE IntV rotate_lanes(IntV y, int by) {
+    static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    IntV lanes;
+    memcpy(&lanes, numbers, sizeof lanes);
+    return __builtin_shuffle(y, (lanes + by) & (LANES - 1));
+}
+
+INLINE IntV larger_int(IntV a, IntV b) {
+    const IntV is_larger = a > b;
+    return (is_larger & a) | (~is_larger & b);
+}
+
 INLINE int32_t sum16_int(Int16 x) {
     IntV y = {0};
     EACH(p) y = y + x.v[p];
-    int32_t sum = 0;
-    for (int lane = 0; lane < LANES; lane++) sum += y[lane];
-    return sum;
+#pragma GCC unroll 4
+    for (int width = LANES / 2; width > 0; width /= 2) y = y + rotate_lanes(y, width);
+    return y[0];
+}
+
+/* The largest lane; magnitudes of floats are in the order of their bits. */
+INLINE int32_t max16_int(Int16 x) {
+    IntV y = x.v[0];
+    EACH(p) y = larger_int(x.v[p], y);
+#pragma GCC unroll 4
+    for (int width = LANES / 2; width > 0; width /= 2) y = larger_int(rotate_lanes(y, width), y);
+    return y[0];
 }
 
 INLINE float max16(Float16 x) {
