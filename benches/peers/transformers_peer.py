@@ -20,7 +20,7 @@ class TransformersRunner(Runner):
         torch.set_grad_enabled(False)
         self._model = transformers.AutoModelForCausalLM.from_pretrained(
             setup.model, dtype=DTYPES[setup.variant], attn_implementation="sdpa"
-        ).eval()
+        ).train(False)
         self.vocab = self._model.config.vocab_size
         self.settings = (
             f"transformers {transformers.__version__}, PyTorch {torch.__version__}, {setup.variant}, eager, "
