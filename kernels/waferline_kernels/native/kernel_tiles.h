@@ -180,8 +180,7 @@ INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row,
         }
         for (; done < tiles; done++)
             add_group(before + done * 2 * TILE_ROWS * TILE_N, a_scales + done * tile_rows * m->act.groups_stride,
-                      m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N,
-                      NULL, 0);
+                      m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N, NULL, 0);
     }
     const int is_pair = m->epilogue == EPILOGUE_SILU_MUL;
     for (int t = 0; t < tiles; t++)
@@ -221,7 +220,7 @@ INLINE void multiply_all_strips(const Matmul *m, int num_tiles, const int tile_r
 INLINE void tile_matmul(const Matmul *m, const int format) {
     const int num_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, tile_rows = (m->rows + num_tiles - 1) / num_tiles;
     if (tile_rows == TILE_ROWS)
-        multiply_all_strips(m, num_tiles, TILE_ROWS, format); /* loops of known length: twice the speed */
+        multiply_all_strips(m, num_tiles, TILE_ROWS, format); /* loops of known length: some 8% faster */
     else
         multiply_all_strips(m, num_tiles, tile_rows, format);
 }
