@@ -6,8 +6,8 @@ The q8 dot product is carried by
     pmaddwd           any other x86: codes widened to 16 bits in two halves, 8 to 32 multiply-adds an instruction
     smull and the like elsewhere, as LLVM finds them in the same IR
 
-Measured on one Zen 4 core at batch 1, with scales for groups of 64: 80 GB/s of q8 weights from L2 and 67 from L3 with the first, 39 and 46 with the
-second; plain 32-bit multiplies reach 27.
+Measured on one Zen 4 core at batch 1, with scales for groups of 64: 80 GB/s of q8 weights from L2 and 67 from L3 with the
+first, 39 and 46 with the second; plain 32-bit multiplies reach 27.
 """
 
 from __future__ import annotations
