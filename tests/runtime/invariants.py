@@ -29,7 +29,7 @@ def check_pool(pool: BlockPool, held: Iterable[int]) -> None:
 
 def check_blocks(scheduler: Scheduler) -> None:
     """The running sequences hold their blocks, each once, and share only what is full, computed and the same."""
-    running, waiting, pool = scheduler.running, scheduler.waiting, scheduler.block_pool
+    running, waiting, pool = scheduler.running, scheduler.waiting, scheduler.kv_cache.block_pool
     check_pool(pool, [block_id for sequence in running for block_id in sequence.block_ids])
     prefixes = {}
     for sequence in running:
@@ -65,5 +65,5 @@ def check_contents(scheduler: Scheduler, executor: ScriptedExecutor, all_sequenc
         positions = np.arange(count * KV_BLOCK_SIZE)
         kv = kv_of(np.array(sequence.token_ids[: len(positions)], np.int32), positions)
         contents.update(zip(hashes, kv.reshape(count, KV_BLOCK_SIZE), strict=True))
-    for block_hash, block_id in scheduler.block_pool._cached.items():
+    for block_hash, block_id in scheduler.kv_cache.block_pool._cached.items():
         assert (executor.kv[block_id] == contents[block_hash]).all()

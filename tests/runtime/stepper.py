@@ -6,7 +6,8 @@ from typing import Any
 
 from waferline.runtime.messages import Delta, TokenLogprob
 from waferline.runtime.output_processor import append_prompt_logprobs, append_token, token_logprobs, unpack_entries
-from waferline.runtime.scheduler import ScheduledStep, Scheduler
+from waferline.runtime.scheduler import Scheduler
+from waferline.runtime.step_builder import ScheduledStep
 from waferline_kernels.executor import Executor, RunResult
 
 

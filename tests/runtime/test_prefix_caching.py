@@ -42,8 +42,8 @@ def test_a_prompt_begins_with_the_full_blocks_that_are_cached(prompt: list[int],
     scheduler, executor = make_scheduler(max_model_len=256)
     assert complete(scheduler, executor, make_sequence(PROMPT, 1)) == 0
     assert complete(scheduler, executor, make_sequence(prompt, 1, name="second")) == num_cached_tokens
-    assert scheduler.num_prefix_cache_queries == 70 + len(prompt)
-    assert scheduler.num_prefix_cache_hits == num_cached_tokens
+    assert scheduler.kv_cache.num_prefix_cache_queries == 70 + len(prompt)
+    assert scheduler.kv_cache.num_prefix_cache_hits == num_cached_tokens
 
 
 def test_a_conversation_goes_on_where_it_was() -> None:
@@ -65,7 +65,7 @@ def test_tokens_after_a_stop_string_are_not_cached() -> None:
     complete(scheduler, executor, stopped)
     assert stopped.finish_reason == "stop"
     assert stopped.num_tokens <= 76
-    assert len(scheduler.block_pool._cached) == stopped.num_tokens // 16
+    assert len(scheduler.kv_cache.block_pool._cached) == stopped.num_tokens // 16
 
 
 def test_the_completions_of_a_request_share_its_prompt() -> None:
@@ -100,7 +100,7 @@ def test_prompts_that_begin_alike_and_arrive_together_are_computed_once() -> Non
     steps = run_all(scheduler, executor)
     # 72 rows of the first, then 8 of each other, and 4 tokens of each that are sampled and computed.
     assert sum(int(step.batch["count"].sum()) for step in steps[:3]) == 72 + 3 * 8 + 1
-    assert scheduler.num_prefix_cache_hits == 3 * 64
+    assert scheduler.kv_cache.num_prefix_cache_hits == 3 * 64
 
 
 def test_a_preempted_sequence_finds_its_blocks_again() -> None:
@@ -117,14 +117,14 @@ def test_a_preempted_sequence_finds_its_blocks_again() -> None:
     assert step is not None
     assert step.batch.tolist()[0][1:] == (80, 6, 1)
     assert sequence.num_cached_tokens == 0, "when it first began"
-    assert scheduler.num_prefix_cache_queries == 70
+    assert scheduler.kv_cache.num_prefix_cache_queries == 70
 
 
 def test_without_prefix_caching_nothing_is_shared() -> None:
     scheduler, executor = make_scheduler(enable_prefix_caching=False)
     assert complete(scheduler, executor, make_sequence(PROMPT, 1)) == 0
     assert complete(scheduler, executor, make_sequence(PROMPT, 1, name="second")) == 0
-    assert scheduler.num_prefix_cache_queries == scheduler.num_prefix_cache_hits == 0
+    assert scheduler.kv_cache.num_prefix_cache_queries == scheduler.kv_cache.num_prefix_cache_hits == 0
 
 
 def test_what_is_cached_gives_way_to_what_runs() -> None:
@@ -212,4 +212,4 @@ def test_a_cancelled_request_gives_its_blocks_back_at_once(tiny_model: Model) ->
         assert stats.steps_total - steps <= 3 * 4  # a run of slow_down's for each command at most
         assert (stats.kv_cache_usage, stats.num_requests_running, stats.num_requests_waiting) == (0, 0, 0)
         recorder.core.close()
-        assert recorder.core._scheduler.block_pool.num_free == stats.num_kv_blocks
+        assert recorder.core._scheduler.kv_cache.block_pool.num_free == stats.num_kv_blocks

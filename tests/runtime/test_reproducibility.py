@@ -178,7 +178,7 @@ def check_plan(plan: Plan, dtype: str, target: str) -> None:
                     engine.cancel(requests[number])
             has_stepped = engine.step()
             at += 1
-        assert engine.scheduler.block_pool.num_free == plan.blocks
+        assert engine.scheduler.kv_cache.block_pool.num_free == plan.blocks
     for number, arrival in enumerate(plan.arrivals):
         for sequence, expected in zip(requests[number].sequences, alone(arrival.request, dtype, target), strict=True):
             deltas = engine.deltas[str(number), sequence.index]

@@ -137,13 +137,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def blocks_are_held_and_shared_rightly(self) -> None:
         check_blocks(self.scheduler)
         check_contents(self.scheduler, self.executor, self.all)
-        assert self.scheduler._enable_prefix_caching or not self.scheduler.block_pool._cached
+        assert self.scheduler.kv_cache.enable_prefix_caching or not self.scheduler.kv_cache.block_pool._cached
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
         run_all(self.scheduler, self.executor)
-        assert self.scheduler.block_pool.num_free == self.limits.num_kv_blocks
+        assert self.scheduler.kv_cache.block_pool.num_free == self.limits.num_kv_blocks
         assert self.scheduler.slots == [None] * self.limits.max_num_seqs
         assert self.scheduler.kv_cache_usage == self.scheduler.num_running == 0
         for sequence in self.all:
@@ -234,7 +234,7 @@ def test_blocks_are_reserved_ahead_only_as_far_as_there_are_any() -> None:
     step = scheduler.schedule()
     assert step is not None
     assert step.max_steps == 4  # both stay within the 16 tokens of their blocks
-    assert scheduler.block_pool.num_free == 1
+    assert scheduler.kv_cache.block_pool.num_free == 1
 
 
 def test_scored_prompts_are_chunked_by_the_logits_that_a_step_has_room_for() -> None:
@@ -254,11 +254,11 @@ def test_a_finished_sequence_keeps_its_blocks_until_the_run_has_ended() -> None:
     scheduler.schedule()
     scheduler.finish(sequence, "abort")
     assert executor.sequences.stop_flags[sequence.slot] == 1
-    assert scheduler.block_pool.num_free < 32
+    assert scheduler.kv_cache.block_pool.num_free < 32
     assert scheduler.kv_cache_usage == 0
     assert scheduler.has_work
     assert scheduler.schedule() is None
-    assert scheduler.block_pool.num_free == 32
+    assert scheduler.kv_cache.block_pool.num_free == 32
     assert not scheduler.has_work
 
 

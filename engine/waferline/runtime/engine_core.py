@@ -27,9 +27,10 @@ from .executor_setup import ExecutorSetup
 from .messages import Accepted, EngineOutput, Finished, GenerateRequest, RequestError
 from .output_processor import append_prompt_logprobs, append_token, join_deltas, token_logprobs, unpack_entries
 from .request import Request, admit_request
-from .scheduler import ScheduledStep, Scheduler
+from .scheduler import Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
+from .step_builder import ScheduledStep
 
 # How long a Python thread that computes may keep the engine's from the interpreter. With Python's own 5 ms a cancellation
 # then took 5 to 16 ms, and the engine stood still for as long between two runs; with this, 0.3 to 2 ms.
@@ -101,7 +102,6 @@ class EngineCore:
             kv_dtype=kv_dtype,
         )
         self._executor = self._setup.executor
-        self._enable_prefix_caching = enable_prefix_caching
         self._scheduler = Scheduler(
             self._setup.limits, self._executor.sequences, enable_prefix_caching=enable_prefix_caching
         )
@@ -180,8 +180,8 @@ class EngineCore:
                 num_requests_waiting=len(scheduler.waiting),
                 kv_cache_usage=scheduler.kv_cache_usage,
                 num_preemptions_total=scheduler.num_preemptions,
-                prefix_cache_queries_total=scheduler.num_prefix_cache_queries,
-                prefix_cache_hits_total=scheduler.num_prefix_cache_hits,
+                prefix_cache_queries_total=scheduler.kv_cache.num_prefix_cache_queries,
+                prefix_cache_hits_total=scheduler.kv_cache.num_prefix_cache_hits,
                 prompt_tokens_total=self._num_prompt_tokens,
                 generation_tokens_total=self._num_output_tokens,
                 request_success_total=dict(self._finish_reasons),
@@ -201,7 +201,7 @@ class EngineCore:
                 kv_dtype=setup.kv_dtype,
                 kv_cache_bytes=setup.kv_cache_bytes,
                 num_kv_blocks=setup.limits.num_kv_blocks,
-                enable_prefix_caching=self._enable_prefix_caching,
+                enable_prefix_caching=scheduler.kv_cache.enable_prefix_caching,
             )
 
     # The engine thread.
