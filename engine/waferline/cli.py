@@ -65,6 +65,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="begin prompts with what the KV cache has of them; on unless turned off",
     )
     serve.add_argument(
+        "--itl-target-ms",
+        type=float,
+        metavar="MS",
+        help="between two tokens of a stream, which the prompts of others are not to lengthen beyond it",
+    )
+    serve.add_argument(
         "--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="after SIGTERM; %(default)s"
     )
     serve.add_argument("--die-with-parent", action="store_true", help=argparse.SUPPRESS)

@@ -42,6 +42,7 @@ class _EmbeddedEngine:
         kv_cache_memory: int | None = None,
         kv_dtype: str = "auto",
         enable_prefix_caching: bool = True,
+        itl_target_ms: float | None = None,
     ) -> None:
         """Load ``model``: "demo", a Hugging Face folder or a packed file.
 
@@ -65,6 +66,7 @@ class _EmbeddedEngine:
             kv_cache_memory=kv_cache_memory,
             kv_dtype=kv_dtype,
             enable_prefix_caching=enable_prefix_caching,
+            itl_target_ms=itl_target_ms,
             on_output=partial(_route, self._sinks),
         )
         self._finalizer = weakref.finalize(self, self._core.close)  # at exit too

@@ -17,12 +17,16 @@ import msgspec
 from waferline_kernels import native
 from waferline_kernels.tiles import FORMATS
 
-from .bandwidth import measure_barrier, measure_peak
+from .bandwidth import USUAL_BARRIER_SECONDS, measure_barrier, measure_peak
 from .curve import FOOTPRINTS, BandwidthCurve, measure_curve
 from .host import CacheLevel, probe_host
 
 FABRICS = ("host", "wse3")
 MEMORY_SHARE = 1 / 8  # of the machine's memory, that the largest footprint may take
+
+# What each thread of a usual machine reaches: bytes a second from its own cache and from memory, multiply-adds a second.
+USUAL_CURVE = BandwidthCurve((1 << 20, 64 << 20), (50e9, 10e9))
+USUAL_MACS = 50e9
 
 
 @dataclass(frozen=True)
@@ -72,16 +76,15 @@ def wse3() -> FabricSpec:
 def host_fabric(threads: int, cpus: tuple[int, ...] | None = None) -> FabricSpec:
     """This machine, used by ``threads`` threads. It is measured where no earlier process of this user has done so: a
     second or two, and the figures are kept in the user's cache directory."""
-    host = probe_host()
-    probe = _read_probe(threads) or _measure(threads, cpus)
-    return FabricSpec(
-        name="host",
-        cores=threads,
-        levels=host.caches,
-        curve=BandwidthCurve(probe.footprints, probe.bytes_per_second),
-        macs_per_second=probe.macs_per_second,
-        links=Links(barrier_seconds=probe.barrier_seconds),
-    )
+    return _host_spec(threads, _read_probe(threads) or _measure(threads, cpus))
+
+
+@functools.cache
+def known_host_fabric(threads: int) -> FabricSpec:
+    """This machine as far as it is known without measuring it now: as it was measured once, or else as usual machines
+    are. A CostModel that learns from steps needs no better to begin with."""
+    probe = _read_probe(threads)
+    return _host_spec(threads, _usual_probe(threads) if probe is None else probe)
 
 
 class _Probe(msgspec.Struct):
@@ -91,6 +94,23 @@ class _Probe(msgspec.Struct):
     bytes_per_second: tuple[float, ...]
     macs_per_second: dict[str, float]
     barrier_seconds: float
+
+
+def _host_spec(threads: int, probe: _Probe) -> FabricSpec:
+    return FabricSpec(
+        name="host",
+        cores=threads,
+        levels=probe_host().caches,
+        curve=BandwidthCurve(probe.footprints, probe.bytes_per_second),
+        macs_per_second=probe.macs_per_second,
+        links=Links(barrier_seconds=probe.barrier_seconds),
+    )
+
+
+def _usual_probe(threads: int) -> _Probe:
+    macs = dict.fromkeys(FORMATS, threads * USUAL_MACS)
+    bandwidths = tuple(threads * bandwidth for bandwidth in USUAL_CURVE.bytes_per_second)
+    return _Probe(USUAL_CURVE.footprints, bandwidths, macs, USUAL_BARRIER_SECONDS)
 
 
 def _measure(threads: int, cpus: tuple[int, ...] | None) -> _Probe:

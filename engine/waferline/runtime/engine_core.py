@@ -87,6 +87,7 @@ class EngineCore:
         kv_cache_memory: int | None = None,
         kv_dtype: str = "auto",
         enable_prefix_caching: bool = True,
+        itl_target_ms: float | None = None,
         on_output: Callable[[list[EngineOutput]], None],
     ) -> None:
         if not isinstance(enable_prefix_caching, bool):
@@ -103,7 +104,11 @@ class EngineCore:
         )
         self._executor = self._setup.executor
         self._scheduler = Scheduler(
-            self._setup.limits, self._executor.sequences, enable_prefix_caching=enable_prefix_caching
+            self._setup.limits,
+            self._executor.sequences,
+            enable_prefix_caching=enable_prefix_caching,
+            cost_model=self._setup.cost_model,
+            itl_target_ms=itl_target_ms,
         )
         self._on_output = on_output
         self._requests: dict[str, Request] = {}
@@ -302,7 +307,7 @@ class EngineCore:
         with self._lock:
             self._process(self._executor.ring.drain())
             if result is not None:
-                self._scheduler.update(step, result.num_steps)
+                self._scheduler.update(step, result.num_steps, result.seconds)
                 self._num_steps += result.num_steps
                 self._step_seconds += result.seconds
 

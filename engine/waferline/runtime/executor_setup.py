@@ -11,9 +11,12 @@ from waferline_kernels.executor import Executor, create_executor
 from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits
 
+from ..fabric.cost import CostModel
 from ..fabric.host import claim_cpus, probe_host
 from ..fabric.placement import plan_placement
 from ..fabric.report import residency
+from ..fabric.residency import host_residency
+from ..fabric.spec import known_host_fabric
 from ..model.load import Model
 from .memory import available_memory, choose_kv_dtype, plan_kv_blocks
 
@@ -23,7 +26,10 @@ PROMPT_LOGITS = 64  # rows of a step that scored prompts may take, where there a
 
 
 class ExecutorSetup:
-    """An executor that is ready to run ``model``, and what it was made from; see EngineCore for the limits."""
+    """An executor that is ready to run ``model``, and what it was made from; see EngineCore for the limits.
+
+    ``cost_model`` predicts its steps, and has learnt from a few.
+    """
 
     def __init__(
         self,
@@ -70,6 +76,9 @@ class ExecutorSetup:
         self.placement = placement if self._claim is None else replace(placement, cpus=self._claim.cpus)
         self._is_closed = False
         self.residency = residency(model.program, self.placement)
+        fabric = known_host_fabric(placement.num_workers)
+        where = host_residency(model.program, self.placement, fabric)
+        self.cost_model = CostModel(model.program, where, fabric, self.kv_dtype)
         try:
             self.executor = create_executor(model.program, self.placement, model.weights, self.limits)
             _warm_up(self.executor, model)

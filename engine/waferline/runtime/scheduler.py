@@ -20,6 +20,7 @@ from collections import deque
 
 from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 
+from ..fabric.cost import CostModel
 from .kv_cache_manager import KVCacheManager, num_blocks
 from .sequence import NO_SLOT, Sequence
 from .step_builder import ScheduledStep, StepBuilder
@@ -32,13 +33,23 @@ class Scheduler:
     block table as it grows. Has no clock and no threads: a schedule follows from what was added and finished alone.
     """
 
-    def __init__(self, limits: ExecutorLimits, table: SequenceTable, *, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        limits: ExecutorLimits,
+        table: SequenceTable,
+        *,
+        enable_prefix_caching: bool = True,
+        cost_model: CostModel | None = None,
+        itl_target_ms: float | None = None,
+    ) -> None:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.slots: list[Sequence | None] = [None] * limits.max_num_seqs
         self.kv_cache = KVCacheManager(limits, table, enable_prefix_caching)
         self.num_preemptions = 0
         self._limits = limits
+        self._cost_model = cost_model
+        self._itl_target_ms = itl_target_ms
         self._table = table
         self._free_slots = list(reversed(range(limits.max_num_seqs)))
         self._finished: list[Sequence] = []
@@ -102,8 +113,8 @@ class Scheduler:
             max_steps = self._reserve_ahead(step.sequences)
         return step.build(max_steps)
 
-    def update(self, step: ScheduledStep, num_steps: int) -> None:
-        """Record that ``step`` was taken ``num_steps`` times, and that its tokens have been appended."""
+    def update(self, step: ScheduledStep, num_steps: int, seconds: float = 0.0) -> None:
+        """Record that ``step`` was taken ``num_steps`` times, in ``seconds``, and that its tokens have been appended."""
         if num_steps:
             for sequence, count in zip(step.sequences, step.batch["count"].tolist(), strict=True):
                 sequence.num_computed_tokens += count + num_steps - 1

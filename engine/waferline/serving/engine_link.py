@@ -37,6 +37,7 @@ class EngineConfig(msgspec.Struct, tag="config", kw_only=True):
     kv_cache_memory: int | None = None  # bytes
     kv_dtype: str | None = None
     enable_prefix_caching: bool | None = None
+    itl_target_ms: float | None = None
 
 
 class Abort(msgspec.Struct, tag="abort"):

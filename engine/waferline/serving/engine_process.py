@@ -40,6 +40,7 @@ LIMITS = (
     "kv_cache_memory",
     "kv_dtype",
     "enable_prefix_caching",
+    "itl_target_ms",
 )
 
 
