@@ -249,16 +249,16 @@ def test_a_failed_step_fails_its_requests_and_no_later_one(tiny_model: Model, mo
 
 
 def test_a_request_that_cannot_be_detokenised_fails_alone(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from waferline.runtime import engine_core
+    from waferline.runtime import request_runner
 
-    append_token = engine_core.append_token
+    append_token = request_runner.append_token
 
     def append_or_fail(sequence: Any, *arguments: Any) -> Delta:
         if sequence.request.request_id == "fails" and sequence.num_output_tokens == 3:
             raise KeyError("token")
         return append_token(sequence, *arguments)
 
-    monkeypatch.setattr(engine_core, "append_token", append_or_fail)
+    monkeypatch.setattr(request_runner, "append_token", append_or_fail)
     with RecordingCore(tiny_model) as recorder:
         recorder.add("fails", "abc", ignore_eos=True)
         recorder.add("good", "abc", ignore_eos=True)

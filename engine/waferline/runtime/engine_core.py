@@ -1,4 +1,4 @@
-"""EngineCore: requests in, tokens out. Its loop is ``schedule -> run -> postprocess``.
+"""EngineCore: requests in, tokens out. Its loop is ``schedule -> run -> postprocess``: the verbs of a RequestRunner.
 
 Two threads serve it. The *engine thread* plans steps and runs them; it sleeps while there is nothing to do. The *drain
 thread* takes tokens from the ring while a run of many steps is still going on, so that each leaves the moment it
@@ -12,25 +12,18 @@ import logging
 import queue
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from waferline_kernels.executor import RunResult
-
 from ..model.load import Model
-from .errors import DUPLICATE_ID, ENGINE_DEAD, INTERNAL, SHUTTING_DOWN, RequestFailed
+from .errors import ENGINE_DEAD, INTERNAL, SHUTTING_DOWN, RequestFailed
 from .executor_setup import ExecutorSetup
-from .messages import Accepted, EngineOutput, Finished, GenerateRequest, RequestError
-from .output_processor import append_prompt_logprobs, append_token, join_deltas, token_logprobs, unpack_entries
+from .messages import EngineOutput, GenerateRequest, RequestError
 from .request import Request, admit_request
+from .request_runner import RequestRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
-from .step_builder import ScheduledStep
 
 # How long a Python thread that computes may keep the engine's from the interpreter. With Python's own 5 ms a cancellation
 # then took 5 to 16 ms, and the engine stood still for as long between two runs; with this, 0.3 to 2 ms.
@@ -111,19 +104,13 @@ class EngineCore:
             itl_target_ms=itl_target_ms,
         )
         self._on_output = on_output
-        self._requests: dict[str, Request] = {}
+        self._runner = RequestRunner(model, self._executor, self._scheduler, self._emit)
         self._drains: list[Drain] = []
-        self._refusal: RequestFailed | None = None  # of every further request
 
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.RLock()
         self._is_awake = threading.Event()  # the engine thread, and with it the drain thread
         self._has_ended = False
-
-        self._num_prompt_tokens = self._num_output_tokens = self._num_steps = 0
-        self._step_seconds = 0.0
-        self._finish_reasons = Counter(stop=0, length=0, abort=0)
-        self._error_codes: Counter[str] = Counter()
 
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
         self._engine_thread = threading.Thread(target=self._serve, name="waferline-engine", daemon=True)
@@ -178,7 +165,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """The numbers of this moment; what has been asked for but not yet been taken up is in none of them."""
-        setup, scheduler = self._setup, self._scheduler
+        setup, scheduler, runner = self._setup, self._scheduler, self._runner
         with self._lock:
             return EngineStats(
                 num_requests_running=scheduler.num_running,
@@ -187,12 +174,12 @@ class EngineCore:
                 num_preemptions_total=scheduler.num_preemptions,
                 prefix_cache_queries_total=scheduler.kv_cache.num_prefix_cache_queries,
                 prefix_cache_hits_total=scheduler.kv_cache.num_prefix_cache_hits,
-                prompt_tokens_total=self._num_prompt_tokens,
-                generation_tokens_total=self._num_output_tokens,
-                request_success_total=dict(self._finish_reasons),
-                request_errors_total=dict(self._error_codes),
-                steps_total=self._num_steps,
-                step_seconds_total=self._step_seconds,
+                prompt_tokens_total=runner.num_prompt_tokens,
+                generation_tokens_total=runner.num_output_tokens,
+                request_success_total=dict(runner.finish_reasons),
+                request_errors_total=dict(runner.error_codes),
+                steps_total=runner.num_steps,
+                step_seconds_total=runner.step_seconds,
                 model=self.model.name,
                 dtype=self.model.dtype,
                 backend=self._executor.name,
@@ -226,10 +213,12 @@ class EngineCore:
             close = self._take_commands()
             if close is not None:
                 return close.reason
-            step = self._schedule()
+            with self._lock:
+                step = self._runner.schedule()
             if step is not None:
-                result = self._run(step)
-                self._postprocess(step, result)
+                result = self._runner.run(step)
+                with self._lock:
+                    self._runner.postprocess(step, result)
 
     def _take_commands(self) -> Close | None:
         """Do what was asked for; sleep for as long as there is nothing else to do."""
@@ -255,71 +244,21 @@ class EngineCore:
     def _carry_out(self, command: Request | RequestError | Abort | Drain) -> None:
         match command:
             case Request():
-                self._accept(command)
+                self._runner.accept(command)
             case RequestError():
-                self._emit_error(command)
+                self._runner.emit_error(command)
             case Abort(request_id):
-                self._abort(request_id)
+                self._runner.abort(request_id)
             case Drain():
-                self._refusal = self._refusal or RequestFailed(SHUTTING_DOWN, "the engine takes no further requests")
+                refusal = RequestFailed(SHUTTING_DOWN, "the engine takes no further requests")
+                self._runner.refusal = self._runner.refusal or refusal
                 self._drains.append(command)
                 self._tell_if_drained()
-
-    def _accept(self, request: Request) -> None:
-        refusal = self._refusal
-        if request.request_id in self._requests:
-            refusal = RequestFailed(DUPLICATE_ID, f"request_id: {request.request_id!r} is in use, expected a new one")
-        if refusal is not None:
-            self._emit_error(RequestError(request.request_id, refusal.code, refusal.message))
-            return
-        self._requests[request.request_id] = request
-        self._num_prompt_tokens += len(request.prompt_token_ids)
-        self._emit([Accepted(request.request_id, request.prompt_token_ids, request.seed)])
-        for sequence in request.sequences:
-            self._scheduler.add(sequence)
-
-    def _abort(self, request_id: str) -> None:
-        request = self._requests.get(request_id)
-        if request is not None:
-            outputs: list[EngineOutput] = []
-            for sequence in request.sequences:
-                if not sequence.is_finished:
-                    self._finish(sequence, "abort", outputs)
-            self._emit(outputs)
-
-    def _schedule(self) -> ScheduledStep | None:
-        with self._lock:
-            return self._scheduler.schedule()
-
-    def _run(self, step: ScheduledStep) -> RunResult | None:
-        """Run ``step``; None where that failed, and with it all requests that had a part in it."""
-        try:
-            return self._executor.run(self.model.program, step.batch, step.max_steps)
-        except Exception as error:
-            logger.exception("a step failed")
-            requests = {sequence.request.request_id: sequence.request for sequence in step.sequences}
-            with self._lock:
-                alive = [request for name, request in requests.items() if self._requests.get(name) is request]
-                self._fail(alive, RequestFailed(INTERNAL, f"the step failed: {error}"))
-            return None
-
-    def _postprocess(self, step: ScheduledStep, result: RunResult | None) -> None:
-        with self._lock:
-            self._process(self._executor.ring.drain())
-            if result is not None:
-                self._scheduler.update(step, result.num_steps, result.seconds)
-                self._num_steps += result.num_steps
-                self._step_seconds += result.seconds
 
     def _end(self, reason: RequestFailed) -> None:
         """Leave nobody waiting for an answer, now or later."""
         with self._lock:
-            self._refusal = reason
-            for request in list(self._requests.values()):
-                for sequence in request.sequences:  # without the scheduler, which may be what failed
-                    sequence.finish_reason = sequence.finish_reason or "error"
-                del self._requests[request.request_id]
-                self._emit_error(RequestError(request.request_id, reason.code, reason.message))
+            self._runner.end(reason)
             self._has_ended = True
             self._answer_rest()
 
@@ -347,79 +286,19 @@ class EngineCore:
                 return
             if ring.wait(MAX_DRAIN_WAIT_S):
                 with self._lock:
-                    self._process(ring.drain())
+                    self._runner.process(ring.drain())
 
     # Either of them, with the lock held.
 
-    def _process(self, entries: NDArray[np.void]) -> None:
-        """Turn ``entries`` (ENTRY [n]) into outputs."""
-        outputs: list[EngineOutput] = []
-        slots, tokenizer = self._scheduler.slots, self.model.tokenizer
-        for row, (slot, position, token, is_prompt, finish, num_top, time_ns) in enumerate(unpack_entries(entries)):
-            sequence = slots[slot]
-            if sequence is None or sequence.finish_reason is not None:
-                continue  # computed beyond a stop
-            try:
-                logprobs = token_logprobs(entries[row], tokenizer) if num_top >= 0 else None
-                if is_prompt:
-                    append_prompt_logprobs(sequence, position, logprobs)
-                    continue
-                delta = append_token(sequence, token, finish, time_ns, logprobs)
-            except Exception as error:
-                logger.exception("request %s failed", sequence.request.request_id)
-                self._emit(outputs)
-                outputs = []
-                self._fail([sequence.request], RequestFailed(INTERNAL, f"token {token} of it failed: {error!r}"))
-                continue
-            (outputs if sequence.gathered is None else sequence.gathered).append(delta)
-            self._num_output_tokens += 1
-            if delta.finish_reason is not None:
-                self._finish(sequence, delta.finish_reason, outputs)
-        self._emit(outputs)
-
-    def _finish(self, sequence: Sequence, reason: str, outputs: list[EngineOutput]) -> None:
-        """End ``sequence``, and with the last of its request the request."""
-        self._scheduler.finish(sequence, reason)
-        if sequence.gathered:
-            outputs.append(join_deltas(sequence.gathered))
-        self._finish_reasons[reason] += 1
-        request = sequence.request
-        if all(sequence.is_finished for sequence in request.sequences):
-            reasons = [str(sequence.finish_reason) for sequence in request.sequences]
-            outputs.append(
-                Finished(
-                    request.request_id,
-                    reasons,
-                    len(request.prompt_token_ids),
-                    request.num_output_tokens,
-                    request.num_cached_tokens,
-                )
-            )
-            del self._requests[request.request_id]
-
-    def _fail(self, requests: list[Request], error: RequestFailed) -> None:
-        """End ``requests``, none of which has ended, with ``error``."""
-        for request in requests:
-            for sequence in request.sequences:
-                if not sequence.is_finished:
-                    self._scheduler.finish(sequence, "error")
-            del self._requests[request.request_id]
-            self._emit_error(RequestError(request.request_id, error.code, error.message))
-
-    def _emit_error(self, error: RequestError) -> None:
-        self._error_codes[error.code] += 1
-        self._emit([error])
-
     def _emit(self, outputs: list[EngineOutput]) -> None:
-        if outputs:
-            try:
-                self._on_output(outputs)
-            except Exception:
-                logger.exception("on_output failed; %d outputs are lost", len(outputs))
-            self._tell_if_drained()
+        try:
+            self._on_output(outputs)
+        except Exception:
+            logger.exception("on_output failed; %d outputs are lost", len(outputs))
+        self._tell_if_drained()
 
     def _tell_if_drained(self) -> None:
-        if self._drains and not self._requests:
+        if self._drains and self._runner.is_idle:
             for drain in self._drains:
                 drain.is_drained.set()
             self._drains = []
