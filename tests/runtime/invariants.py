@@ -10,8 +10,9 @@ from scripted import ScriptedExecutor, kv_of
 
 from waferline.runtime.block_hash import extend_block_hashes
 from waferline.runtime.block_pool import BlockPool
+from waferline.runtime.kv_cache_manager import num_blocks
 from waferline.runtime.scheduler import Scheduler
-from waferline.runtime.sequence import Sequence
+from waferline.runtime.sequence import NO_ROW, Sequence
 from waferline_kernels.sequences import KV_BLOCK_SIZE
 
 
@@ -45,6 +46,32 @@ def check_blocks(scheduler: Scheduler) -> None:
                 prefix = sequence.request.cache_salt, sequence.token_ids[: (at + 1) * KV_BLOCK_SIZE]
                 assert prefixes.setdefault(block_id, prefix) == prefix
     assert not any(sequence.block_ids or sequence.is_running or sequence.num_cached_blocks for sequence in waiting)
+
+
+def check_decode_batch(scheduler: Scheduler) -> None:
+    """What is kept of the running sequences from step to step is what would be worked out afresh."""
+    decoding, prefilling = scheduler._decoding, scheduler._prefilling
+    assert {*decoding.sequences, *prefilling} == {*scheduler.running}
+    assert len(decoding) + len(prefilling) == len(scheduler.running)
+    assert prefilling == [sequence for sequence in scheduler.running if sequence in prefilling]
+    for row, (sequence, span) in enumerate(zip(decoding.sequences, decoding.spans.tolist(), strict=True)):
+        assert sequence.decode_row == row
+        assert decoding._all_limits[row] == sequence.max_num_tokens - 1
+        if not sequence.is_finished:
+            assert scheduler._table.num_tokens[sequence.slot] == sequence.num_tokens
+            assert span == (sequence.slot, sequence.num_computed_tokens, 1, 1)
+            assert sequence.num_computed_tokens == sequence.num_tokens - 1
+            if scheduler.kv_cache.enable_prefix_caching:
+                assert sequence.num_cached_blocks == sequence.num_computed_tokens // KV_BLOCK_SIZE
+    starts = decoding.spans["start"]
+    assert decoding.shape == (len(starts), sum(starts + 1), len(starts), sum(starts + 1))
+    for num_steps in (1, 20):
+        ends = [
+            min(start + num_steps, s.max_num_tokens - 1) for s, start in zip(decoding.sequences, starts, strict=True)
+        ]
+        lacking = [max(0, num_blocks(end) - len(s.block_ids)) for s, end in zip(decoding.sequences, ends, strict=True)]
+        assert decoding.lacking_blocks(num_steps).tolist() == lacking
+    assert all(sequence.decode_row == NO_ROW for sequence in [*prefilling, *scheduler.waiting])
 
 
 def check_contents(scheduler: Scheduler, executor: ScriptedExecutor, all_sequences: Iterable[Sequence]) -> None:

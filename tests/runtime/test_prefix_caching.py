@@ -107,10 +107,11 @@ def test_a_preempted_sequence_finds_its_blocks_again() -> None:
     scheduler, executor = make_scheduler(rows=100)
     sequence = make_sequence(PROMPT, 40)
     scheduler.add(sequence)
-    step = scheduler.schedule()
-    assert step is not None
-    step.max_steps = 16
-    run_step(scheduler, executor, step)
+    for max_steps in (1, 15):
+        step = scheduler.schedule()
+        assert step is not None
+        step.max_steps = max_steps
+        run_step(scheduler, executor, step)
     assert sequence.num_tokens == 86
     scheduler._preempt(scheduler.running.pop())
     step = scheduler.schedule()

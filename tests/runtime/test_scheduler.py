@@ -8,13 +8,14 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from invariants import check_blocks, check_contents
+from invariants import check_blocks, check_contents, check_decode_batch
 from scripted import VOCAB, LetterTokenizer, ScriptedExecutor, expected_tokens, make_request, make_sequence
 from stepper import run_all, run_step
 
 from waferline.runtime.output_processor import append_token, unpack_entries
 from waferline.runtime.scheduler import MAX_STEPS, Scheduler
 from waferline.runtime.sequence import Sequence
+from waferline.runtime.step_builder import ScheduledStep
 from waferline_kernels.executor import StopReason
 from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits
 
@@ -34,6 +35,13 @@ def make_scheduler(
     limits = ExecutorLimits(seqs, min(max_model_len, blocks * KV_BLOCK_SIZE), rows, logits or max(seqs, 8), blocks)
     executor = ScriptedExecutor(limits)
     return Scheduler(limits, executor.sequences, enable_prefix_caching=enable_prefix_caching), executor
+
+
+def take_step(scheduler: Scheduler, executor: ScriptedExecutor) -> ScheduledStep:
+    step = scheduler.schedule()
+    assert step is not None
+    run_step(scheduler, executor, step)
+    return step
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -111,6 +119,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         alive = [sequence for sequence in self.all if not sequence.is_finished]
         step = self.scheduler.schedule()
         check_blocks(self.scheduler)
+        check_decode_batch(self.scheduler)
         assert (step is None) == (not alive)
         if step is None:
             return
@@ -136,7 +145,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def blocks_are_held_and_shared_rightly(self) -> None:
         check_blocks(self.scheduler)
+        check_decode_batch(self.scheduler)
         check_contents(self.scheduler, self.executor, self.all)
+        held = {id_ for s in self.scheduler.running if not s.is_finished for id_ in s.block_ids}
+        assert self.scheduler.kv_cache_usage == len(held) / self.limits.num_kv_blocks
         assert self.scheduler.kv_cache.enable_prefix_caching or not self.scheduler.kv_cache.block_pool._cached
 
     def teardown(self) -> None:
@@ -183,7 +195,7 @@ def test_a_step_mixes_sampling_rows_and_prompt_chunks() -> None:
         step = scheduler.schedule()
         assert step is not None
         spans.append([span[1:] for span in step.batch.tolist()])
-        assert step.max_steps == (MAX_STEPS if step.batch["num_logits"].all() else 1)
+        assert step.max_steps == 1
         step.max_steps = 1
         run_step(scheduler, executor, step)
     assert spans == [[(3, 1, 1), (0, 7, 0)], [(4, 1, 1), (7, 7, 0)], [(5, 1, 1), (14, 6, 1)]]
@@ -195,13 +207,14 @@ def test_many_steps_are_taken_without_python_between_them() -> None:
     scheduler.add(sequence)
     steps = run_all(scheduler, executor)
     assert sequence.num_output_tokens > MAX_STEPS
-    assert len(steps) == -(-sequence.num_output_tokens // MAX_STEPS)
+    assert len(steps) == 1 + -(-(sequence.num_output_tokens - 1) // MAX_STEPS)  # the prompt in a step of its own
 
 
 def test_one_that_waits_for_a_slot_does_not_shorten_the_runs_of_others() -> None:
-    scheduler, _ = make_scheduler(seqs=1)
+    scheduler, executor = make_scheduler(seqs=1)
     scheduler.add(make_sequence([1], 60, name="a"))
     scheduler.add(make_sequence([2], 60, name="b"))
+    take_step(scheduler, executor)
     step = scheduler.schedule()
     assert step is not None
     assert (len(step.sequences), step.max_steps) == (1, MAX_STEPS)
@@ -228,9 +241,10 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
 
 
 def test_blocks_are_reserved_ahead_only_as_far_as_there_are_any() -> None:
-    scheduler, _ = make_scheduler(blocks=3, max_model_len=48)
+    scheduler, executor = make_scheduler(blocks=3, max_model_len=48)
     for name in "ab":
-        scheduler.add(make_sequence([1] * 10, 30, name=name))
+        scheduler.add(make_sequence([1] * 9, 30, name=name))
+    take_step(scheduler, executor)
     step = scheduler.schedule()
     assert step is not None
     assert step.max_steps == 4  # both stay within the 16 tokens of their blocks

@@ -7,8 +7,10 @@ limits, what norms and sampling cost) is learnt from measured steps: `observe` c
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,8 +29,7 @@ PRIVATE_ROWS = 4  # up to here every core prepares all rows for itself, without 
 FLOAT_BYTES = 4
 
 
-@dataclass(frozen=True)
-class StepShape:
+class StepShape(NamedTuple):
     """A batch, as far as its cost goes. ``context_tokens``: over all rows, the tokens that each attends to, itself
     included. ``kv_tokens``: tokens whose keys and values are read, those that several rows of one sequence share once."""
 
@@ -43,6 +44,20 @@ class StepShape:
         if kv_tokens is None:
             kv_tokens = context_tokens * max(1, min(num_rows, num_logits_rows)) // max(1, num_rows)
         return cls(num_rows, context_tokens, num_logits_rows, kv_tokens)
+
+    @classmethod
+    def of_chunk(cls, start: int, num_rows: int, num_logits_rows: int) -> StepShape:
+        """Of ``num_rows`` rows of one sequence from position ``start`` on.
+
+        >>> StepShape.of_chunk(10, 3, 1)
+        StepShape(num_rows=3, context_tokens=36, num_logits_rows=1, kv_tokens=13)
+        """
+        context_tokens = num_rows * start + num_rows * (num_rows + 1) // 2
+        return cls(num_rows, context_tokens, num_logits_rows, start + num_rows)
+
+    def plus(self, other: StepShape) -> StepShape:
+        """Of both in one step."""
+        return StepShape(*map(int.__add__, self, other))
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,9 @@ class _Cost:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one instruction: its sweep and its arithmetic, of which the longer counts, and the rest."""
+    """Seconds of one instruction. Sweep and arithmetic are taken one after the other, although the longer of them is
+    the limit: summed they fit the steps that were measured (of 1 to 400 rows, weights in L3 and in DRAM, AMX and AVX2)
+    within 3 to 6% on average, and no worse than any smooth maximum that was tried."""
 
     bytes: float  # swept, over all cores: weights, keys and values
     macs: float
@@ -73,7 +90,7 @@ class Prediction:
 
     @property
     def seconds(self) -> float:
-        return max(self.sweep, self.compute) + self.rows + self.barrier
+        return self.sweep + self.compute + self.rows + self.barrier
 
 
 class CostModel:
@@ -89,7 +106,7 @@ class CostModel:
         self._swept_bytes = program.swept_bytes
         self._kv_token_bytes = program.dims.kv_block_bytes(kv_format(kv_dtype)) / KV_BLOCK_SIZE
         self._costs = [self._cost(instruction, fabric) for instruction in program.instructions]
-        self._kinds = list(Counter(self._costs).items())
+        self._sums = _sum_alike(self._costs)
         self._factors = [1.0] * len(PARTS)
         self._weights = [0.0] * len(PARTS)  # how much each has been learnt from
 
@@ -155,15 +172,14 @@ class CostModel:
         sweeping, computing, attending, resting = self._factors
         bandwidth = self._core_bandwidth(shape)
         sweep_part = compute_part = attend_part = rest_part = 0.0
-        for cost, count in self._kinds:
+        for cost in self._sums:
             sweep, compute, rows, barrier = self._seconds(cost, shape, bandwidth)
             if cost.kv_bytes:
-                attend_part += count * max(sweep, compute) * attending
-            elif sweep * sweeping >= compute * computing:
-                sweep_part += count * sweep * sweeping
+                attend_part += (sweep + compute) * attending
             else:
-                compute_part += count * compute * computing
-            rest_part += count * (rows + barrier) * resting
+                sweep_part += sweep * sweeping
+                compute_part += compute * computing
+            rest_part += (rows + barrier) * resting
         return sweep_part, compute_part, attend_part, rest_part
 
     def _predict(self, instruction: np.void, cost: _Cost, shape: StepShape, bandwidth: float) -> Prediction:
@@ -199,3 +215,23 @@ class CostModel:
         if op in (Op.NORM, Op.QUANTIZE):
             return _Cost(row_bytes=row_bytes, wanted_rows=wanted, meeting_seconds=meeting, meets_if_many=True)
         return _Cost(row_bytes=row_bytes, wanted_rows=wanted or op is Op.SAMPLE, meeting_seconds=meeting)
+
+
+def _sum_alike(costs: Iterable[_Cost]) -> list[_Cost]:
+    """Those of ``costs`` that depend on a step's shape in the same way as one, whose ``macs`` count in seconds."""
+    alike = defaultdict(list)
+    for cost in costs:
+        alike[cost.kv_bytes > 0, cost.wanted_rows, cost.meets_if_many].append(cost)
+    return [
+        _Cost(
+            bytes=sum(cost.bytes for cost in group),
+            kv_bytes=sum(cost.kv_bytes for cost in group),
+            macs=sum(cost.macs / cost.macs_per_second for cost in group),
+            context_macs=sum(cost.context_macs / cost.macs_per_second for cost in group),
+            row_bytes=sum(cost.row_bytes for cost in group),
+            wanted_rows=wanted_rows,
+            meeting_seconds=sum(cost.meeting_seconds for cost in group),
+            meets_if_many=meets_if_many,
+        )
+        for (_, wanted_rows, meets_if_many), group in alike.items()
+    ]

@@ -42,6 +42,9 @@ class BlockPool:
     def num_free(self) -> int:
         return len(self._blank) + len(self._evictable)
 
+    def num_holders(self, block_id: int) -> int:
+        return self._num_holders[block_id]
+
     def can_allocate(self, count: int, shared: Sequence[int] = ()) -> bool:
         """Whether ``count`` blocks can be allocated once the cached blocks ``shared`` are."""
         return count <= self.num_free - sum(block_id in self._evictable for block_id in shared)

@@ -85,6 +85,11 @@ class EngineCore:
     ) -> None:
         if not isinstance(enable_prefix_caching, bool):
             raise TypeError(f"enable_prefix_caching: {enable_prefix_caching!r}, expected True or False")
+        if itl_target_ms is not None:
+            if not isinstance(itl_target_ms, int | float) or isinstance(itl_target_ms, bool):
+                raise TypeError(f"itl_target_ms: {itl_target_ms!r}, expected milliseconds or None")
+            if not itl_target_ms > 0:
+                raise ValueError(f"itl_target_ms: {itl_target_ms}, expected more than 0")
         self.model = model
         self._setup = ExecutorSetup(
             model,

@@ -7,6 +7,7 @@ preempted. Its last token is always computed, for its logits.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits, SequenceTable
@@ -35,13 +36,13 @@ class KVCacheManager:
         cached = self.find_cached(sequence)
         return self.block_pool.can_allocate(num_blocks(sequence.num_tokens) - len(cached), cached)
 
-    def is_being_cached(self, sequence: Sequence, running: Iterable[Sequence]) -> bool:
-        """Whether one of ``running`` is about to compute the first block that waiting ``sequence`` lacks."""
+    def is_being_cached(self, sequence: Sequence, prefilling: Iterable[Sequence]) -> bool:
+        """Whether one of ``prefilling`` is about to compute the first block that waiting ``sequence`` lacks."""
         hashes = self._reusable_hashes(sequence)
         missing = hashes[len(self.block_pool.find(hashes)) :]
         if not missing:
             return False
-        return any(missing[0] in other.block_hashes[other.num_cached_blocks :] for other in running)
+        return any(missing[0] in other.block_hashes[other.num_cached_blocks :] for other in prefilling)
 
     def begin(self, sequence: Sequence) -> None:
         """Give ``sequence``, which has just got a slot, blocks for all its tokens: cached ones, then new ones."""
@@ -64,7 +65,18 @@ class KVCacheManager:
         """Extend the block table of ``sequence`` to ``num_tokens`` positions, for which there are free blocks."""
         lacking = num_blocks(num_tokens) - len(sequence.block_ids)
         if lacking > 0:
-            self._extend_table(sequence, self.block_pool.allocate(lacking))
+            self.extend(sequence, lacking)
+
+    def extend(self, sequence: Sequence, count: int) -> None:
+        """Extend the block table of ``sequence`` by ``count`` blocks, which are free."""
+        self._extend_table(sequence, self.block_pool.allocate(count))
+
+    def num_held(self, finished: Iterable[Sequence]) -> int:
+        """The blocks that others than ``finished`` hold, whose blocks have not been released yet."""
+        pool = self.block_pool
+        returning = Counter(block_id for sequence in finished for block_id in sequence.block_ids)
+        num_returning = sum(pool.num_holders(block_id) == count for block_id, count in returning.items())
+        return pool.num_blocks - pool.num_free - num_returning
 
     def cache_full_blocks(self, sequence: Sequence) -> None:
         """Let others find the blocks of ``sequence`` that have become full; none with a token beyond its end."""

@@ -1,36 +1,43 @@
 """The scheduler: which rows the next step computes.
 
 There is no prefill phase and no decode phase. Each sequence has tokens, and computed tokens that catch up with them; a
-step gives every running sequence the rows it lacks, as far as the step has room: first those that lack a single row,
-then, oldest first, chunks of those that lack more. What waits is admitted first come, first served, while there is a
-slot and there are KV blocks for all its tokens. A sequence waits while one that runs is about to compute the block that
-it would begin with.
+step gives every running sequence the rows it lacks: first all those that lack a single row, which are the streams that
+wait for a token, then, oldest first, chunks of those that lack more, as far as the step has room, and time where there
+is a target for the time between two tokens. What waits is admitted first come, first served, while there is a slot and
+there are KV blocks for all its tokens. A sequence waits while one that runs is about to compute the block that it would
+begin with.
 
 Running sequences are in the order of their arrival, and each is older than any that waits. Where blocks run out the
 youngest one is preempted: it gives up its blocks, goes to the front of the waiting ones, and is computed again later.
 So the oldest always advances, and as a sequence is only taken that fits the whole KV cache alone, every one ends.
 
-A schedule costs time for each sequence that it runs, and is made once in up to MAX_STEPS steps: sequences that only go
-on sampling need no Python between their tokens.
+A schedule is made once in up to MAX_STEPS steps: sequences that only go on sampling need no Python between their tokens.
+Nor does it cost time for each of them, but for what changes: see DecodeBatch.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
+import numpy as np
+
 from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 
 from ..fabric.cost import CostModel
+from .decode_batch import DecodeBatch
 from .kv_cache_manager import KVCacheManager, num_blocks
-from .sequence import NO_SLOT, Sequence
-from .step_builder import ScheduledStep, StepBuilder
+from .sequence import NO_ROW, NO_SLOT, Sequence
+from .step_builder import LatencyTarget, ScheduledStep, StepBuilder
 
 MAX_STEPS = 32
 
 
 class Scheduler:
     """Owns slots and KV blocks, and writes what the executor reads of a sequence: once when it is admitted, and its
-    block table as it grows. Has no clock and no threads: a schedule follows from what was added and finished alone.
+    block table as it grows. Has no clock and no threads: a schedule follows from what was added and finished, and with
+    ``itl_target_ms`` from what ``cost_model`` predicts, which learns from the seconds that steps are said to have taken.
+
+    Raises ValueError for a target without a cost model, and for limits under which a step has no row for each sequence.
     """
 
     def __init__(
@@ -42,6 +49,13 @@ class Scheduler:
         cost_model: CostModel | None = None,
         itl_target_ms: float | None = None,
     ) -> None:
+        if limits.max_num_seqs > min(limits.max_num_batched_tokens, limits.max_num_logits):
+            raise ValueError(
+                f"max_num_seqs: {limits.max_num_seqs}, expected at most the rows ({limits.max_num_batched_tokens}) "
+                f"and logits ({limits.max_num_logits}) of a step"
+            )
+        if itl_target_ms is not None and cost_model is None:
+            raise ValueError(f"itl_target_ms: {itl_target_ms}, expected None without a cost model")
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.slots: list[Sequence | None] = [None] * limits.max_num_seqs
@@ -49,7 +63,9 @@ class Scheduler:
         self.num_preemptions = 0
         self._limits = limits
         self._cost_model = cost_model
-        self._itl_target_ms = itl_target_ms
+        self._target = LatencyTarget(cost_model, itl_target_ms) if cost_model and itl_target_ms else None
+        self._decoding = DecodeBatch(limits.max_num_seqs, table)
+        self._prefilling: list[Sequence] = []  # the other running ones, in the order of their arrival
         self._table = table
         self._free_slots = list(reversed(range(limits.max_num_seqs)))
         self._finished: list[Sequence] = []
@@ -66,8 +82,7 @@ class Scheduler:
     @property
     def kv_cache_usage(self) -> float:
         """The share of KV blocks, 0 to 1, that sequences hold which are not finished."""
-        held = {block_id for sequence in self.running if not sequence.is_finished for block_id in sequence.block_ids}
-        return len(held) / self._limits.num_kv_blocks
+        return self.kv_cache.num_held(self._finished) / self._limits.num_kv_blocks
 
     def can_admit(self) -> bool:
         """Whether there are a slot and blocks for the first of the waiting sequences."""
@@ -93,41 +108,52 @@ class Scheduler:
     def schedule(self) -> ScheduledStep | None:
         """The next step, or None where no sequence is left. Not to be called while a step runs."""
         self._release_finished()
-        step = StepBuilder(self._limits)
         has_preempted = self._grow_tables()
-        for sequence in self.running:
-            if sequence.num_tokens - sequence.num_computed_tokens == 1:
-                step.add(sequence)
-        for sequence in self.running:
-            if sequence.num_tokens - sequence.num_computed_tokens > 1:
-                step.add(sequence)
+        step = StepBuilder(self._limits, self._decoding, self._target)
+        for sequence in self._prefilling:
+            step.add(sequence)
         while not has_preempted and step.has_room and self.can_admit():
-            if self.kv_cache.is_being_cached(self.waiting[0], self.running):
+            if self.kv_cache.is_being_cached(self.waiting[0], self._prefilling):
                 break
             self._admit(self.waiting.popleft())
             step.add(self.running[-1])
         if not step.sequences:
             return None
-        max_steps = 1
-        if len(step.sequences) == len(self.running) and step.samples_all and not self.can_admit():
-            max_steps = self._reserve_ahead(step.sequences)
-        return step.build(max_steps)
+        only_decodes = not self._prefilling and not self.can_admit()
+        return step.build(self._reserve_ahead() if only_decodes else 1)
 
     def update(self, step: ScheduledStep, num_steps: int, seconds: float = 0.0) -> None:
         """Record that ``step`` was taken ``num_steps`` times, in ``seconds``, and that its tokens have been appended."""
         if num_steps:
-            for sequence, count in zip(step.sequences, step.batch["count"].tolist(), strict=True):
-                sequence.num_computed_tokens += count + num_steps - 1
+            self._learn(step, num_steps, seconds)
+            for sequence in self._decoding.advance():
                 self.kv_cache.cache_full_blocks(sequence)
+            for sequence, count in step.chunks:
+                sequence.num_computed_tokens += count
+                self.kv_cache.cache_full_blocks(sequence)
+                if sequence.num_computed_tokens == sequence.num_tokens - 1 and not sequence.is_finished:
+                    self._prefilling.remove(sequence)
+                    self._decoding.join(sequence)
+
+    def _learn(self, step: ScheduledStep, num_steps: int, seconds: float) -> None:
+        if self._cost_model is not None and seconds > 0:
+            growth = step.num_decodes * (num_steps - 1) // 2  # of contexts, until the step in the middle
+            num_rows, context_tokens, num_logits, kv_tokens = step.shape
+            milliseconds = 1e3 * seconds / num_steps
+            self._cost_model.observe(num_rows, context_tokens + growth, num_logits, milliseconds, kv_tokens + growth)
 
     def _release_finished(self) -> None:
         if self._finished:
-            self.running = [sequence for sequence in self.running if not sequence.is_finished]
             for sequence in self._finished:
+                self.running.remove(sequence)
                 self._release(sequence)
             self._finished = []
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.decode_row == NO_ROW:
+            self._prefilling.remove(sequence)
+        else:
+            self._decoding.leave(sequence)
         self.kv_cache.release(sequence)
         self.slots[sequence.slot] = None
         self._free_slots.append(sequence.slot)
@@ -136,6 +162,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> None:
         """Let ``sequence``, which waited, run: in a slot, with blocks for all its tokens."""
         self.running.append(sequence)
+        self._prefilling.append(sequence)
         slot = sequence.slot = self._free_slots.pop()
         self.slots[slot] = sequence
         table = self._table
@@ -148,16 +175,16 @@ class Scheduler:
         self.kv_cache.begin(sequence)
 
     def _grow_tables(self) -> bool:
-        """Give every running sequence, oldest first, blocks for all its tokens; whether that took a preemption."""
+        """Give every sequence that decodes, oldest first, a block for its next row; whether that took a preemption. One
+        that lacks more rows has had blocks for all of them since it was admitted."""
         before = self.num_preemptions
-        at = 0
-        while at < len(self.running):  # preemption takes from the end
-            sequence = self.running[at]
-            while sequence.is_running and not self.kv_cache.can_reserve(sequence, sequence.num_tokens):
+        rows = np.flatnonzero(self._decoding.lacking_blocks(1)).tolist()
+        lacking = {self._decoding.sequences[row] for row in rows}
+        for sequence in [sequence for sequence in self.running if sequence in lacking] if lacking else ():
+            while sequence.is_running and not self.kv_cache.block_pool.num_free:
                 self._preempt(self.running.pop())
             if sequence.is_running:
                 self.kv_cache.reserve(sequence, sequence.num_tokens)
-            at += 1
         return self.num_preemptions > before
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -165,15 +192,14 @@ class Scheduler:
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
 
-    def _reserve_ahead(self, sequences: list[Sequence]) -> int:
+    def _reserve_ahead(self) -> int:
         """Reserve blocks for as many further steps as the free ones allow; the number of steps in all."""
         max_steps = MAX_STEPS
         while max_steps > 1:
-            ends = [min(s.num_tokens + max_steps, s.max_num_tokens) - 1 for s in sequences]
-            needed = sum(max(0, num_blocks(end) - len(s.block_ids)) for s, end in zip(sequences, ends, strict=True))
-            if needed <= self.kv_cache.block_pool.num_free:
-                for sequence, end in zip(sequences, ends, strict=True):
-                    self.kv_cache.reserve(sequence, end)
+            lacking = self._decoding.lacking_blocks(max_steps)
+            if lacking.sum() <= self.kv_cache.block_pool.num_free:
+                for row in np.flatnonzero(lacking).tolist():
+                    self.kv_cache.extend(self._decoding.sequences[row], int(lacking[row]))
                 break
             max_steps //= 2
         return max_steps

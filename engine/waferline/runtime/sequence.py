@@ -12,6 +12,7 @@ from .request import Request
 from .stop_checker import StopChecker
 
 NO_SLOT = -1
+NO_ROW = -1
 
 
 class Sequence:
@@ -19,7 +20,8 @@ class Sequence:
 
     Every token before ``num_computed_tokens`` has its keys and values in the sequence's KV blocks; every other still
     has to be computed, be it of the prompt, just sampled, or known from before the sequence was preempted. A sequence
-    runs while it has a slot, waits while it has none, and is finished once it has a ``finish_reason``.
+    runs while it has a slot, waits while it has none, and is finished once it has a ``finish_reason``. While it has a
+    ``decode_row`` it lacks a single row in every step, see DecodeBatch.
 
     ``block_hashes`` are those of its first full blocks, as far as they have been worked out; of its blocks the first
     ``num_cached_blocks`` can be found by others. ``num_cached_tokens`` is how many of the prompt's tokens it found
@@ -33,8 +35,9 @@ class Sequence:
         self.token_ids = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         self.max_num_tokens = self.num_prompt_tokens + request.max_tokens
-        self.num_computed_tokens = 0
         self.slot = NO_SLOT
+        self.decode_row = NO_ROW
+        self._num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.block_hashes = list(request.prompt_block_hashes)
         self.num_cached_blocks = 0
@@ -61,6 +64,14 @@ class Sequence:
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def num_computed_tokens(self) -> int:
+        return self._num_computed_tokens if self.decode_row == NO_ROW else len(self.token_ids) - 1
+
+    @num_computed_tokens.setter
+    def num_computed_tokens(self, count: int) -> None:
+        self._num_computed_tokens = count
 
     @property
     def num_output_tokens(self) -> int:

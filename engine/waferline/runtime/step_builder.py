@@ -1,7 +1,9 @@
-"""A step in the making: which rows of which sequences, within the executor's limits."""
+"""A step in the making: which rows of which sequences, within the executor's limits and the time that there is."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,47 +11,94 @@ from numpy.typing import NDArray
 
 from waferline_kernels.sequences import SPAN, ExecutorLimits
 
+from ..fabric.cost import CostModel, StepShape
+from .decode_batch import DecodeBatch
 from .sequence import Sequence
+
+PLANNED_SHARE = 0.95  # of a target: the rest is for what lies between two steps, and for what predictions miss
+PREFILL_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
 
 
 @dataclass
 class ScheduledStep:
-    """What to run: ``batch`` (SPAN [n]) up to ``max_steps`` times, each time with the tokens just sampled."""
+    """What to run: ``batch`` (SPAN [n]) up to ``max_steps`` times, each time with the tokens just sampled. Its first
+    ``num_decodes`` spans are of sequences that lacked a single row, the others are chunks of those that lacked more."""
 
     batch: NDArray[np.void]
     max_steps: int
     sequences: list[Sequence]  # [n], of the batch's spans
+    num_decodes: int
+    shape: StepShape  # of the first time
+
+    @property
+    def chunks(self) -> Iterable[tuple[Sequence, int]]:
+        """The sequence and the rows of each chunk."""
+        counts = self.batch["count"][self.num_decodes :].tolist()
+        return zip(self.sequences[self.num_decodes :], counts, strict=True)
+
+
+@dataclass(frozen=True)
+class LatencyTarget:
+    """How long a step may take while streams wait for their next tokens."""
+
+    cost_model: CostModel
+    itl_ms: float
+
+    def budget_ms(self, decodes: StepShape) -> float:
+        """Of a step that has the rows ``decodes`` of such streams, and others. Prefill gets a share even where the
+        target leaves it none, so that no prompt waits for ever."""
+        return max(PLANNED_SHARE * self.itl_ms, (1 + PREFILL_SHARE) * self.predict_ms(decodes))
+
+    def predict_ms(self, shape: StepShape) -> float:
+        return self.cost_model.predict_step_ms(*shape)
 
 
 class StepBuilder:
-    """Collects the spans of one step within its limits."""
+    """Collects the rows of one step: those of ``decoding`` first, then chunks, as far as there is room and time."""
 
-    def __init__(self, limits: ExecutorLimits) -> None:
-        self.spans: list[tuple[int, int, int, int]] = []
-        self.sequences: list[Sequence] = []
-        self.samples_all = True  # whether each sequence's last row is in the step
-        self._rows = limits.max_num_batched_tokens
-        self._logits = limits.max_num_logits
+    def __init__(self, limits: ExecutorLimits, decoding: DecodeBatch, target: LatencyTarget | None) -> None:
+        self.chunks: list[tuple[int, int, int, int]] = []  # spans
+        self.sequences = decoding.sequences.copy()
+        self.shape = decoding.shape
+        self._decodes = decoding.spans.copy()
+        self._rows = limits.max_num_batched_tokens - len(decoding)
+        self._logits = limits.max_num_logits - len(decoding)
+        self._target = target if len(decoding) else None  # nobody waits for the next token
+        self._budget_ms = 0.0 if self._target is None else self._target.budget_ms(self.shape)
+        self._is_out_of_time = False
 
     @property
     def has_room(self) -> bool:
-        return self._rows > 0 and self._logits > 0
+        return self._rows > 0 and self._logits > 0 and not self._is_out_of_time
 
     def add(self, sequence: Sequence) -> None:
-        """Add as many of the rows that ``sequence`` lacks as there is room for, maybe none."""
+        """Add as many of the rows that ``sequence`` lacks as there is room and time for, maybe none."""
         start = sequence.num_computed_tokens
         count = min(sequence.num_tokens - start, self._rows)
         # Rows whose logits are needed come last, so that leaving rows away leaves away as many logits.
         count -= max(0, sequence.num_logits(count) - self._logits)
+        if self._target is not None:
+            count = self._rows_in_time(self._target, sequence, count)
         if count <= 0:
-            self.samples_all = False
             return
         num_logits = sequence.num_logits(count)
-        self.spans.append((sequence.slot, start, count, num_logits))
+        self.chunks.append((sequence.slot, start, count, num_logits))
         self.sequences.append(sequence)
-        self.samples_all &= start + count == sequence.num_tokens
+        self.shape = self.shape.plus(StepShape.of_chunk(start, count, num_logits))
         self._rows -= count
         self._logits -= num_logits
 
+    def _rows_in_time(self, target: LatencyTarget, sequence: Sequence, wanted: int) -> int:
+        """How many of the rows ``wanted`` there is time for; at least one of the first chunk."""
+
+        def predict_ms(count: int) -> float:
+            chunk = StepShape.of_chunk(sequence.num_computed_tokens, count, sequence.num_logits(count))
+            return target.predict_ms(self.shape.plus(chunk))
+
+        count = bisect_right(range(1, wanted + 1), self._budget_ms, key=predict_ms)
+        self._is_out_of_time = count < wanted
+        return max(count, 0 if self.chunks else 1)
+
     def build(self, max_steps: int) -> ScheduledStep:
-        return ScheduledStep(np.array(self.spans, SPAN), max_steps, self.sequences)
+        batch = np.concatenate([self._decodes, np.array(self.chunks, SPAN)])
+        return ScheduledStep(batch, max_steps, self.sequences, len(self._decodes), self.shape)
