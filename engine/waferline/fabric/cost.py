@@ -7,6 +7,7 @@ limits, what norms and sampling cost) is learnt from measured steps: `observe` c
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from .spec import FabricSpec
 
 PARTS = ("sweep", "compute", "attend", "rest")
 """Of a step: matmuls that wait for their weights, matmuls that wait for their arithmetic, attention, and all the rest."""
-SLOWEST_RATE = 0.1  # by which a factor still follows after many steps
-LARGEST_SURPRISE = 2.0  # one step that took longer (or shorter) by more counts as that: something else had the machine
+DOUBT = 1.5  # of a factor's logarithm (standard deviation), before anything was measured
+NOISE = 0.05  # of a step's logarithm: what no factor explains
+FORGETTING = 2e-4  # the share of the first doubt that comes back with each step
+LARGEST_SURPRISE = 3.0  # standard deviations: a step that was off by more was disturbed, and counts as that
 PRIVATE_ROWS = 4  # up to here every core prepares all rows for itself, without a barrier
 FLOAT_BYTES = 4
 
@@ -108,7 +111,7 @@ class CostModel:
         self._costs = [self._cost(instruction, fabric) for instruction in program.instructions]
         self._sums = _sum_alike(self._costs)
         self._factors = [1.0] * len(PARTS)
-        self._weights = [0.0] * len(PARTS)  # how much each has been learnt from
+        self._doubt = np.eye(len(PARTS)) * DOUBT**2  # covariance of the factors' logarithms
 
     @property
     def factors(self) -> dict[str, float]:
@@ -138,14 +141,17 @@ class CostModel:
         decoding corrects what sweeping takes and prefill what computing takes. Raises ValueError for no positive time."""
         if not measured_ms > 0:
             raise ValueError(f"measured_ms: {measured_ms}, expected more than 0")
-        parts = self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens))
-        predicted = sum(parts)
-        surprise = min(max(measured_ms / (1e3 * predicted), 1 / LARGEST_SURPRISE), LARGEST_SURPRISE)
-        for index, part in enumerate(parts):
-            share = part / predicted
-            self._weights[index] += share
-            rate = share * max(SLOWEST_RATE, 1 / (1 + self._weights[index]))
-            self._factors[index] *= surprise**rate
+        parts = np.array(self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens)))
+        predicted = parts.sum()
+        shares = parts / predicted  # by which the logarithm of the step follows those of the factors
+        self._doubt += FORGETTING * (np.eye(len(PARTS)) * DOUBT**2 - self._doubt)
+        blame = self._doubt @ shares
+        variance = shares @ blame + NOISE**2
+        limit = LARGEST_SURPRISE * math.sqrt(variance)
+        surprise = min(max(math.log(measured_ms / (1e3 * predicted)), -limit), limit)
+        gain = blame / variance
+        self._doubt -= np.outer(gain, blame)
+        self._factors = (self._factors * np.exp(gain * surprise)).tolist()
 
     def predict(self, shape: StepShape) -> list[Prediction]:
         """What each instruction of the program takes, by the fabric's figures alone, without what was learnt."""

@@ -8,9 +8,8 @@ its tokens to be compared.
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
-
-import numpy as np
 
 from waferline_kernels.sequences import KV_BLOCK_SIZE
 
@@ -28,7 +27,7 @@ def extend_block_hashes(hashes: list[bytes], token_ids: list[int], cache_salt: s
     """
     parent = hashes[-1] if hashes else _root(cache_salt)
     for start in range(len(hashes) * KV_BLOCK_SIZE, num_blocks * KV_BLOCK_SIZE, KV_BLOCK_SIZE):
-        ids = np.array(token_ids[start : start + KV_BLOCK_SIZE], np.int32).tobytes()
+        ids = array("i", token_ids[start : start + KV_BLOCK_SIZE]).tobytes()
         parent = blake2b(parent + ids, digest_size=DIGEST_BYTES).digest()
         hashes.append(parent)
 

@@ -11,7 +11,7 @@ from waferline_kernels.executor import Executor, create_executor
 from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits
 
-from ..fabric.cost import CostModel
+from ..fabric.cost import CostModel, StepShape
 from ..fabric.host import claim_cpus, probe_host
 from ..fabric.placement import plan_placement
 from ..fabric.report import residency
@@ -22,6 +22,10 @@ from .memory import available_memory, choose_kv_dtype, plan_kv_blocks
 
 MAX_NUM_SEQS = 4096
 MAX_NUM_BATCHED_TOKENS = 1 << 20
+WARM_UP_ROWS = 32
+WARM_UP_CONTEXT = 1024
+WARM_UP_SECONDS = 0.1  # after which no further step is taken
+WARM_UP_LESSONS = 20  # times that the cost model is told: a factor comes from far off, and each time follows a little
 PROMPT_LOGITS = 64  # rows of a step that scored prompts may take, where there are fewer sequences
 
 
@@ -81,7 +85,7 @@ class ExecutorSetup:
         self.cost_model = CostModel(model.program, where, fabric, self.kv_dtype)
         try:
             self.executor = create_executor(model.program, self.placement, model.weights, self.limits)
-            _warm_up(self.executor, model)
+            _warm_up(self.executor, model, self.cost_model)
         except BaseException:
             self._release_cpus()
             raise
@@ -98,13 +102,27 @@ class ExecutorSetup:
             self._claim.release()
 
 
-def _warm_up(executor: Executor, model: Model) -> None:
-    """Take one step of one row in slot 0, so that no request pays for the first touch of code and memory."""
-    table = executor.sequences
-    table.num_tokens[0] = table.num_blocks[0] = 1
+def _warm_up(executor: Executor, model: Model, cost_model: CostModel) -> None:
+    """Take a few steps in slot 0, so that no request pays for the first touch of code and memory, and let the cost model
+    learn from them: from a single row, from a chunk of a prompt's beginning, and from one that attends to much."""
+    table, limits = executor.sequences, executor.limits
+    longest = min(WARM_UP_CONTEXT, limits.max_model_len - 1, limits.num_kv_blocks * KV_BLOCK_SIZE)
+    rows = min(WARM_UP_ROWS, longest, limits.max_num_batched_tokens)
+    reserved = -(-longest // KV_BLOCK_SIZE)
+    table.block_tables[0, :reserved] = np.arange(reserved)
+    table.num_blocks[0] = reserved
     table.sampling[0]["max_tokens"] = 1
-    executor.run(model.program, np.array([(0, 0, 1, 1)], SPAN), max_steps=1)
-    executor.ring.drain()
+    learnt: list[tuple[StepShape, float]] = []
+    for start, count in ((0, 1), (0, rows), (longest - rows, rows)):
+        if sum(seconds for _, seconds in learnt) < WARM_UP_SECONDS:
+            for _ in range(2):  # the second one tells what steps take
+                table.num_tokens[0] = start + count
+                seconds = executor.run(model.program, np.array([(0, start, count, 1)], SPAN), max_steps=1).seconds
+                executor.ring.drain()
+            learnt.append((StepShape.of_chunk(start, count, 1), seconds))
+    for _ in range(WARM_UP_LESSONS):
+        for shape, seconds in learnt:
+            cost_model.observe(shape.num_rows, shape.context_tokens, 1, 1e3 * seconds, shape.kv_tokens)
 
 
 def _check_integer(field: str, value: Any, low: int, high: int) -> None:

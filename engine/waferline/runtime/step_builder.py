@@ -100,5 +100,5 @@ class StepBuilder:
         return max(count, 0 if self.chunks else 1)
 
     def build(self, max_steps: int) -> ScheduledStep:
-        batch = np.concatenate([self._decodes, np.array(self.chunks, SPAN)])
+        batch = np.concatenate([self._decodes, np.array(self.chunks, SPAN)]) if self.chunks else self._decodes
         return ScheduledStep(batch, max_steps, self.sequences, len(self._decodes), self.shape)
