@@ -141,3 +141,20 @@ def test_inspect_predicts_a_step(capsys: Captured, fabric: str) -> None:
     assert step.count("us") == (1 if fabric == "wse3" else 2)
     assert main(["inspect", str(TIED), "--fabric", "tpu"]) == 1
     assert "fabric: 'tpu', expected one of host, wse3" in capsys.readouterr().err
+
+
+def test_interference(capsys: Captured) -> None:
+    arguments = ("--model", str(TIED), "--streams", "2", "--prompt-tokens", "60", "--tokens", "5", "--repeats", "1")
+    result = run_json(
+        capsys, "interference", *arguments, "--undisturbed-tokens", "5", "--itl-target-ms", "40,auto", "--threads", "1"
+    )
+    without, fixed, auto = result["results"]
+    assert without["itl_target_ms"] is None
+    assert fixed["itl_target_ms"] == 40
+    assert auto["itl_target_ms"] > 0
+    for row in result["results"]:
+        assert row["ttft_ms"] > 0
+        for phase in ("before", "during", "after"):
+            figures = row["itl"][phase]["step"]
+            assert figures["gaps"] == row["itl"][phase]["arrival"]["gaps"] >= 2
+            assert 0 < figures["p50"] <= figures["p99"] <= figures["worst"]

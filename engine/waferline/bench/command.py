@@ -39,6 +39,25 @@ def add_bench(commands: Any) -> None:
     _add_kv_dtype(prefill)
     prefill.add_argument("--tokens", type=int, default=512, metavar="N", help="of the prompt; %(default)s")
 
+    interference = add("interference", "what a long prompt does to the streams beside which it arrives", repeats=3)
+    _add_model(interference)
+    _add_kv_dtype(interference)
+    interference.add_argument("--streams", type=int, default=8, metavar="N", help="%(default)s")
+    interference.add_argument("--prompt-tokens", type=int, default=4000, metavar="N", help="%(default)s")
+    interference.add_argument(
+        "--tokens", type=int, default=200, metavar="N", help="of each stream before, and after; %(default)s"
+    )
+    interference.add_argument(
+        "--itl-target-ms",
+        type=_targets,
+        default=("40", "auto"),
+        metavar="MS,MS",
+        help="auto: just above the p99 of undisturbed streams; 40,auto",
+    )
+    interference.add_argument(
+        "--undisturbed-tokens", type=int, default=1500, metavar="N", help="of each stream, for auto; %(default)s"
+    )
+
     load = add("load", "how fast a model is packed and loaded, and the memory it takes", repeats=3)
     _add_model(load)
 
@@ -59,9 +78,17 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
+def _targets(text: str) -> tuple[str, ...]:
+    targets = tuple(text.split(","))
+    for target in targets:
+        if target != "auto" and not float(target) > 0:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected milliseconds, or auto, such as 40,auto")
+    return targets
+
+
 def run_bench(args: argparse.Namespace) -> int:
     """Run the benchmark that ``args`` name. Raises ValueError for a count that is not positive."""
-    for field in ("repeats", "tokens", "prompt_tokens", "k"):
+    for field in ("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "k"):
         if getattr(args, field, 1) < 1:
             raise ValueError(f"{field}: {getattr(args, field)}, expected at least 1")
     importlib.import_module(f".{args.benchmark}", __package__).run(args)

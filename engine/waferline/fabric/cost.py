@@ -26,8 +26,8 @@ PARTS = ("sweep", "compute", "attend", "rest")
 """Of a step: matmuls that wait for their weights, matmuls that wait for their arithmetic, attention, and all the rest."""
 DOUBT = 1.5  # of a factor's logarithm (standard deviation), before anything was measured
 NOISE = 0.05  # of a step's logarithm: what no factor explains
-FORGETTING = 2e-4  # the share of the first doubt that comes back with each step
-LARGEST_SURPRISE = 3.0  # standard deviations: a step that was off by more was disturbed, and counts as that
+FORGETTING = 1e-4  # the share of the first doubt that comes back with each step
+LARGEST_SURPRISE = 2.0  # standard deviations: a step that was off by more was disturbed, and counts as that
 PRIVATE_ROWS = 4  # up to here every core prepares all rows for itself, without a barrier
 FLOAT_BYTES = 4
 
