@@ -66,6 +66,23 @@ class ScriptedExecutor(StepwiseExecutor):
         return {"slot": slot, "position": position, "token": token, "finish": finish}
 
 
+class FakeCosts:
+    """A cost model by which a step takes ``row_ms`` for each row, ``context_ms`` for each token that one attends to, and
+    ``logits_ms`` for each row whose logits are computed; keeps what it is told."""
+
+    def __init__(self, row_ms: float, context_ms: float = 0.0, logits_ms: float = 0.0) -> None:
+        self.row_ms, self.context_ms, self.logits_ms = row_ms, context_ms, logits_ms
+        self.observed: list[tuple[float, ...]] = []
+
+    def predict_step_ms(
+        self, num_rows: int, context_tokens: int, num_logits_rows: int, kv_tokens: int | None = None
+    ) -> float:
+        return 1 + self.row_ms * num_rows + self.context_ms * context_tokens + self.logits_ms * num_logits_rows
+
+    def observe(self, *figures: float) -> None:
+        self.observed.append(figures)
+
+
 def kv_of(tokens: NDArray[np.int32], positions: NDArray[np.int64]) -> NDArray[np.int64]:
     """What stands for the keys and values of ``tokens`` at ``positions``; never 0, which is a block's first content."""
     return (tokens + 1) * (positions + 1)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from invariants import check_blocks
+from invariants import check_blocks, check_decode_batch
 from recorder import TINY_MODEL
+from scripted import FakeCosts
 from stepper import run_step
 
 from helpers import TARGETS, backend_and_level
@@ -73,9 +74,11 @@ class Plan:
     threads: int
     enable_prefix_caching: bool
     max_steps: int
+    itl_target_ms: float | None
+    row_ms: float
 
 
-ALONE = Plan([], 3, MAX_MODEL_LEN, 4 * MAX_BLOCKS_PER_SEQ, 1, False, MAX_STEPS)
+ALONE = Plan([], 3, MAX_MODEL_LEN, 4 * MAX_BLOCKS_PER_SEQ, 1, False, MAX_STEPS, None, 1)
 PLANS = st.builds(
     Plan,
     st.lists(
@@ -89,6 +92,8 @@ PLANS = st.builds(
     threads=st.sampled_from([1, 2, 3]),
     enable_prefix_caching=st.sampled_from([True, True, True, False]),
     max_steps=st.sampled_from([1, 3, MAX_STEPS]),
+    itl_target_ms=st.sampled_from([None, None, 1.0, 10.0, 40.0]),
+    row_ms=st.sampled_from([0.3, 1.0, 3.0]),
 )
 
 
@@ -96,8 +101,13 @@ class Engine:
     """Runs requests of ``model`` by a plan; ``deltas`` has what each completion of each arrival gave."""
 
     def __init__(self, model: Model, executor: Executor, plan: Plan) -> None:
+        costs: Any = FakeCosts(plan.row_ms)
         self.scheduler = Scheduler(
-            executor.limits, executor.sequences, enable_prefix_caching=plan.enable_prefix_caching
+            executor.limits,
+            executor.sequences,
+            enable_prefix_caching=plan.enable_prefix_caching,
+            cost_model=costs,
+            itl_target_ms=plan.itl_target_ms,
         )
         self.deltas: defaultdict[tuple[str, int], list[Delta]] = defaultdict(list)
         self._model, self._executor, self._max_steps = model, executor, plan.max_steps
@@ -119,6 +129,7 @@ class Engine:
         """Take a step; whether there was one to take."""
         step = self.scheduler.schedule()
         check_blocks(self.scheduler)
+        check_decode_batch(self.scheduler)
         if step is None:
             return False
         step.max_steps = min(step.max_steps, self._max_steps)

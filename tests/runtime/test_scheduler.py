@@ -3,18 +3,20 @@ its own tokens, and every slot and block returns."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from invariants import check_blocks, check_contents, check_decode_batch
-from scripted import VOCAB, LetterTokenizer, ScriptedExecutor, expected_tokens, make_request, make_sequence
+from scripted import VOCAB, FakeCosts, LetterTokenizer, ScriptedExecutor, expected_tokens, make_request, make_sequence
 from stepper import run_all, run_step
 
 from waferline.runtime.output_processor import append_token, unpack_entries
 from waferline.runtime.scheduler import MAX_STEPS, Scheduler
-from waferline.runtime.sequence import Sequence
+from waferline.runtime.sequence import NO_ROW, Sequence
 from waferline.runtime.step_builder import ScheduledStep
 from waferline_kernels.executor import StopReason
 from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits
@@ -31,10 +33,19 @@ def make_scheduler(
     max_model_len: int = 128,
     logits: int | None = None,
     enable_prefix_caching: bool = True,
+    cost_model: Any = None,
+    itl_target_ms: float | None = None,
 ) -> tuple[Scheduler, ScriptedExecutor]:
     limits = ExecutorLimits(seqs, min(max_model_len, blocks * KV_BLOCK_SIZE), rows, logits or max(seqs, 8), blocks)
     executor = ScriptedExecutor(limits)
-    return Scheduler(limits, executor.sequences, enable_prefix_caching=enable_prefix_caching), executor
+    scheduler = Scheduler(
+        limits,
+        executor.sequences,
+        enable_prefix_caching=enable_prefix_caching,
+        cost_model=cost_model,
+        itl_target_ms=itl_target_ms,
+    )
+    return scheduler, executor
 
 
 def take_step(scheduler: Scheduler, executor: ScriptedExecutor) -> ScheduledStep:
@@ -51,15 +62,29 @@ class SchedulerMachine(RuleBasedStateMachine):
         blocks=st.integers(1, 16),
         spare_logits=st.integers(0, 5),
         enable_prefix_caching=st.sampled_from([True, True, False]),
+        costs=st.builds(FakeCosts, *[st.sampled_from([0.0, 0.01, 0.3, 5.0])] * 3),
+        itl_target_ms=st.none() | st.sampled_from([0.5, 2.0, 5.0, 20.0]),
     )
-    def start(self, seqs: int, spare_rows: int, blocks: int, spare_logits: int, enable_prefix_caching: bool) -> None:
+    def start(
+        self,
+        seqs: int,
+        spare_rows: int,
+        blocks: int,
+        spare_logits: int,
+        enable_prefix_caching: bool,
+        costs: FakeCosts,
+        itl_target_ms: float | None,
+    ) -> None:
         self.scheduler, self.executor = make_scheduler(
             seqs,
             seqs + spare_rows,
             blocks,
             logits=seqs + spare_logits,
             enable_prefix_caching=enable_prefix_caching,
+            cost_model=costs,
+            itl_target_ms=itl_target_ms,
         )
+        self.costs, self.itl_target_ms = costs, itl_target_ms
         self.limits = self.executor.limits
         self.all: list[Sequence] = []
 
@@ -127,6 +152,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert alive[0] in step.sequences, "the oldest always advances"
         assert step.batch["count"].sum() <= self.limits.max_num_batched_tokens
         assert step.batch["num_logits"].sum() <= self.limits.max_num_logits
+        self.check_time(step)
         before = {id(sequence): sequence.num_computed_tokens for sequence in step.sequences}
         result, _ = run_step(self.scheduler, self.executor, step)
         assert result.num_steps >= 1
@@ -135,6 +161,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         for sequence in step.sequences:
             assert sequence.num_computed_tokens > before[id(sequence)]
             assert sequence.is_finished or sequence.num_computed_tokens < sequence.num_tokens
+
+    def check_time(self, step: ScheduledStep) -> None:
+        """All that wait for their next token are in the step; what else is does not make it take longer than the target, or
+        than a tenth more than they alone, but for a single row."""
+        assert {s for s in self.scheduler.running if s.decode_row != NO_ROW} <= {*step.sequences}
+        batch = step.batch
+        ends = batch["start"] + batch["count"]
+        context_tokens = sum(sum(range(start + 1, end + 1)) for start, end in zip(batch["start"], ends, strict=True))
+        assert step.shape == (batch["count"].sum(), context_tokens, batch["num_logits"].sum(), ends.sum())
+        alone = self.scheduler._decoding.shape
+        num_other_rows = step.shape.num_rows - alone.num_rows
+        if self.itl_target_ms is not None and alone.num_rows and num_other_rows > 1:
+            longest = max(self.itl_target_ms, 1.1 * self.costs.predict_step_ms(*alone))
+            assert self.costs.predict_step_ms(*step.shape) <= longest
 
     @invariant()
     def sequences_are_in_order_of_arrival(self) -> None:
@@ -199,6 +239,72 @@ def test_a_step_mixes_sampling_rows_and_prompt_chunks() -> None:
         step.max_steps = 1
         run_step(scheduler, executor, step)
     assert spans == [[(3, 1, 1), (0, 7, 0)], [(4, 1, 1), (7, 7, 0)], [(5, 1, 1), (14, 6, 1)]]
+
+
+def test_a_prompt_beside_streams_takes_the_time_that_the_target_leaves() -> None:
+    costs = FakeCosts(row_ms=1.0, logits_ms=0.5)
+    scheduler, executor = make_scheduler(seqs=4, rows=512, max_model_len=512, cost_model=costs, itl_target_ms=20.0)
+    for seed in range(2):
+        scheduler.add(make_sequence([seed], 100, name=f"stream {seed}"))
+    take_step(scheduler, executor)
+    scheduler.add(make_sequence(list(range(40)), 5, name="long"))
+    scheduler.add(make_sequence([1, 2, 3], 5, name="short"))
+    # 19 ms of the 20 are planned with; 1 and 1.5 for each stream leave 15 rows, the last of which takes 0.5 more.
+    spans = [[span[1:] for span in take_step(scheduler, executor).batch.tolist()] for _ in range(4)]
+    assert spans == [
+        [(1, 1, 1), (1, 1, 1), (0, 15, 0)],
+        [(2, 1, 1), (2, 1, 1), (15, 15, 0)],
+        [(3, 1, 1), (3, 1, 1), (30, 10, 1), (0, 3, 1)],
+        [(4, 1, 1), (4, 1, 1), (40, 1, 1), (3, 1, 1)],
+    ]
+
+
+def test_a_prompt_that_nobody_waits_beside_takes_all_rows() -> None:
+    scheduler, executor = make_scheduler(rows=64, cost_model=FakeCosts(row_ms=1.0), itl_target_ms=2.0)
+    scheduler.add(make_sequence([1] * 100, 5))
+    assert [take_step(scheduler, executor).shape.num_rows for _ in range(3)] == [64, 36, 1]
+
+
+@pytest.mark.parametrize(
+    ("row_ms", "itl_target_ms", "rows"),
+    [(2.0, 0.1, [2, 2, 2]), (2.0, 41.0, [2, 2, 2]), (2.0, 50.0, [3, 3, 3]), (10.0, 57.0, [1, 1, 1])],
+)
+def test_where_the_target_leaves_no_time_a_prompt_still_advances(
+    row_ms: float, itl_target_ms: float, rows: list[int]
+) -> None:
+    """Two streams take 41 ms alone, of which a tenth is time for two rows; or 57, where it is not even for one."""
+    costs = FakeCosts(row_ms, logits_ms=18.0)
+    scheduler, executor = make_scheduler(rows=64, cost_model=costs, itl_target_ms=itl_target_ms)
+    for seed in range(2):
+        scheduler.add(make_sequence([seed], 100, name=f"stream {seed}"))
+    take_step(scheduler, executor)
+    scheduler.add(make_sequence(list(range(10)), 5, name="long"))
+    assert [take_step(scheduler, executor).shape.num_rows - 2 for _ in rows] == rows
+
+
+def test_the_cost_model_is_told_what_a_step_took() -> None:
+    costs = FakeCosts(row_ms=1.0)
+    scheduler, executor = make_scheduler(cost_model=costs)
+    for seed in range(2):
+        scheduler.add(make_sequence([seed] * 5, 100, name=f"stream {seed}"))
+    for num_steps, seconds in ((1, 0.003), (11, 0.11)):
+        step = scheduler.schedule()
+        assert step is not None
+        for sequence in step.sequences:
+            sequence.token_ids += [0] * num_steps
+            executor.sequences.num_tokens[sequence.slot] = sequence.num_tokens
+        scheduler.update(step, num_steps, seconds)
+    # Rows, tokens attended to, logits, milliseconds, tokens read; of many steps those of the one in the middle.
+    assert costs.observed == [(10, 30, 2, 3.0, 10), (2, 2 * 6 + 10, 2, 10.0, 2 * 6 + 10)]
+
+
+def test_what_a_target_needs_is_checked() -> None:
+    with pytest.raises(ValueError, match="itl_target_ms: 5, expected None without a cost model"):
+        make_scheduler(itl_target_ms=5)
+    with pytest.raises(
+        ValueError, match=r"max_num_seqs: 5, expected at most the rows \(4\) and logits \(8\) of a step"
+    ):
+        make_scheduler(seqs=5, rows=4)
 
 
 def test_many_steps_are_taken_without_python_between_them() -> None:
