@@ -53,6 +53,9 @@ class _EmbeddedEngine:
         memory, and no more than can be used. ``kv_dtype``: "f32", "bf16", "int8", or "auto", which
         is f32 beside weights in f32 and else bf16.
         ``enable_prefix_caching``: keep the keys and values of prompts and completions for others that begin alike.
+        ``itl_target_ms``: how many milliseconds apart the tokens of a stream may be where prompts are computed beside it.
+        They are cut into chunks that take no longer, by prediction, and wait longer for their first tokens; where decoding
+        alone takes as long, they still get a tenth of the time. None: prompts are computed as fast as can be.
 
         Raises ModelError, ValueError or TypeError, naming what is wrong.
         """

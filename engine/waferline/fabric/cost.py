@@ -1,8 +1,8 @@
 """The CostModel: what a step takes, from the program, where its weights lie, and the fabric's limits.
 
-An instruction takes the longer of sweeping its bytes at the bandwidth that the whole step's footprint allows and doing
-its multiply-adds at the peak, and then a barrier. What no figure of the fabric tells (how near kernels come to the
-limits, what norms and sampling cost) is learnt from measured steps: `observe` corrects a factor for each of PARTS.
+An instruction takes as long as sweeping its bytes at the bandwidth that the whole step's footprint allows, doing its
+multiply-adds at the peak, and then a barrier. What no figure of the fabric tells (how near kernels come to the limits,
+what norms and sampling cost) is learnt from measured steps: `observe` corrects a factor for each of PARTS.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .residency import Residency
 from .spec import FabricSpec
 
 PARTS = ("sweep", "compute", "attend", "rest")
-"""Of a step: matmuls that wait for their weights, matmuls that wait for their arithmetic, attention, and all the rest."""
+"""Of a step: sweeping the weights, the arithmetic of matmuls, attention, and all the rest."""
 DOUBT = 1.5  # of a factor's logarithm (standard deviation), before anything was measured
 NOISE = 0.05  # of a step's logarithm: what no factor explains
 FORGETTING = 1e-4  # the share of the first doubt that comes back with each step
@@ -137,8 +137,9 @@ class CostModel:
         measured_ms: float,
         kv_tokens: int | None = None,
     ) -> None:
-        """Learn from a step that took ``measured_ms``. Each factor follows as far as its part makes up the step, so that
-        decoding corrects what sweeping takes and prefill what computing takes. Raises ValueError for no positive time."""
+        """Learn from a step that took ``measured_ms``. Each factor follows as far as its part makes up the step and as it is
+        not yet known, so that decoding corrects what sweeping takes and prefill what computing takes: a Kalman filter over
+        the factors' logarithms. Raises ValueError for no positive time."""
         if not measured_ms > 0:
             raise ValueError(f"measured_ms: {measured_ms}, expected more than 0")
         parts = np.array(self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens)))

@@ -59,7 +59,9 @@ class EngineCore:
     cache holds. ``max_num_batched_tokens``: rows of a step. ``kv_cache_memory``: bytes; None: half of the free memory,
     and no more than can be used. ``kv_dtype``: "f32", "bf16", "int8", or "auto", which is
     f32 beside weights in f32 and else bf16.
-    ``enable_prefix_caching``: whether prompts begin with what is in the KV cache of them.
+    ``enable_prefix_caching``: whether prompts begin with what is in the KV cache of them. ``itl_target_ms``: milliseconds
+    between two tokens of a stream, which the prompts of others do not lengthen beyond it; None: they are computed as fast
+    as can be.
 
     ``on_output`` is given every message to the outside, in order, by one thread at a time. It hands them over and
     returns: nothing else happens in the engine meanwhile.
@@ -91,6 +93,7 @@ class EngineCore:
             if not itl_target_ms > 0:
                 raise ValueError(f"itl_target_ms: {itl_target_ms}, expected more than 0")
         self.model = model
+        self._itl_target_ms = itl_target_ms
         self._setup = ExecutorSetup(
             model,
             threads=threads,
@@ -199,6 +202,7 @@ class EngineCore:
                 kv_cache_bytes=setup.kv_cache_bytes,
                 num_kv_blocks=setup.limits.num_kv_blocks,
                 enable_prefix_caching=scheduler.kv_cache.enable_prefix_caching,
+                itl_target_ms=self._itl_target_ms,
             )
 
     # The engine thread.

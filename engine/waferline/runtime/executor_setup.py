@@ -24,7 +24,7 @@ MAX_NUM_SEQS = 4096
 MAX_NUM_BATCHED_TOKENS = 1 << 20
 WARM_UP_ROWS = 32
 WARM_UP_CONTEXT = 1024
-WARM_UP_SECONDS = 0.1  # after which no further step is taken
+WARM_UP_SECONDS = 0.1  # of steps, after which no further one is taken
 WARM_UP_LESSONS = 20  # times that the cost model is told: a factor comes from far off, and each time follows a little
 PROMPT_LOGITS = 64  # rows of a step that scored prompts may take, where there are fewer sequences
 
@@ -112,17 +112,19 @@ def _warm_up(executor: Executor, model: Model, cost_model: CostModel) -> None:
     table.block_tables[0, :reserved] = np.arange(reserved)
     table.num_blocks[0] = reserved
     table.sampling[0]["max_tokens"] = 1
-    learnt: list[tuple[StepShape, float]] = []
+    seconds: dict[StepShape, float] = {}
+    spent = 0.0
     for start, count in ((0, 1), (0, rows), (longest - rows, rows)):
-        if sum(seconds for _, seconds in learnt) < WARM_UP_SECONDS:
-            for _ in range(2):  # the second one tells what steps take
+        for _ in range(2):  # the second time tells what it takes
+            if spent < WARM_UP_SECONDS:
                 table.num_tokens[0] = start + count
-                seconds = executor.run(model.program, np.array([(0, start, count, 1)], SPAN), max_steps=1).seconds
+                result = executor.run(model.program, np.array([(0, start, count, 1)], SPAN), max_steps=1)
                 executor.ring.drain()
-            learnt.append((StepShape.of_chunk(start, count, 1), seconds))
+                seconds[StepShape.of_chunk(start, count, 1)] = result.seconds
+                spent += result.seconds
     for _ in range(WARM_UP_LESSONS):
-        for shape, seconds in learnt:
-            cost_model.observe(shape.num_rows, shape.context_tokens, 1, 1e3 * seconds, shape.kv_tokens)
+        for shape, took in seconds.items():
+            cost_model.observe(shape.num_rows, shape.context_tokens, 1, 1e3 * took, shape.kv_tokens)
 
 
 def _check_integer(field: str, value: Any, low: int, high: int) -> None:

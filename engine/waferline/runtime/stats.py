@@ -35,3 +35,4 @@ class EngineStats(msgspec.Struct, kw_only=True):
     kv_cache_bytes: int
     num_kv_blocks: int
     enable_prefix_caching: bool
+    itl_target_ms: float | None
