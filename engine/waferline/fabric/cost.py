@@ -137,9 +137,9 @@ class CostModel:
         measured_ms: float,
         kv_tokens: int | None = None,
     ) -> None:
-        """Learn from a step that took ``measured_ms``. Each factor follows as far as its part makes up the step and as it is
-        not yet known, so that decoding corrects what sweeping takes and prefill what computing takes: a Kalman filter over
-        the factors' logarithms. Raises ValueError for no positive time."""
+        """Learn from a step that took ``measured_ms``. Each factor follows as far as its part makes up the step and as it
+        is not known yet, so that decoding corrects what sweeping takes and prefill what computing takes; it is a Kalman
+        filter over the factors' logarithms. Raises ValueError for no positive time."""
         if not measured_ms > 0:
             raise ValueError(f"measured_ms: {measured_ms}, expected more than 0")
         parts = np.array(self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens)))
