@@ -11,6 +11,7 @@ import pytest
 from recorder import RecordingCore
 
 from waferline.model.load import Model
+from waferline.runtime import executor_setup
 from waferline.runtime.messages import Accepted, Delta, Finished, RequestError
 from waferline_kernels.kv_cache import KV_BF16
 
@@ -323,6 +324,8 @@ def test_an_idle_engine_uses_no_cpu(tiny_model: Model) -> None:
         ({"kv_dtype": "fp8"}, ValueError, "kv_dtype: 'fp8', expected one of auto, f32, bf16, int8"),
         ({"kv_cache_memory": 10}, ValueError, "kv_cache_memory: 10 bytes, expected at least"),
         ({"threads": 0}, ValueError, "threads: 0, expected 1 to"),
+        ({"itl_target_ms": 0}, ValueError, "itl_target_ms: 0, expected more than 0"),
+        ({"itl_target_ms": "5"}, TypeError, "itl_target_ms: '5', expected milliseconds or None"),
         ({"enable_prefix_caching": 1}, TypeError, "enable_prefix_caching: 1, expected True or False"),
     ],
 )
@@ -331,6 +334,28 @@ def test_limits_that_cannot_be_met_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         RecordingCore(tiny_model, **options)
+
+
+def test_with_a_target_the_kv_cache_is_touched_before_it_is_used(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_setup, "HUGE_PAGE_BYTES", 4 * tiny_model.program.dims.kv_block_bytes(KV_BF16))
+    touched = []
+    take_step = executor_setup._take_step
+
+    def record(executor: Any, *arguments: Any) -> float:
+        touched.append(int(executor.sequences.block_tables[0, 0]))
+        return take_step(executor, *arguments)
+
+    monkeypatch.setattr(executor_setup, "_take_step", record)
+    memory = 30 * tiny_model.program.dims.kv_block_bytes(KV_BF16)
+    with RecordingCore(tiny_model, kv_cache_memory=memory, itl_target_ms=5) as recorder:
+        assert recorder.core.stats().itl_target_ms == 5
+        output = recorder.run("abc", seed=1)
+    stride = 4 * tiny_model.program.dims.layers
+    assert touched[-len(range(0, 29, stride)) - 1 :] == [*range(0, 29, stride), 29]
+    with RecordingCore(tiny_model) as recorder:
+        assert recorder.run("abc", seed=1).outputs == output.outputs
 
 
 def test_a_kv_cache_too_small_for_the_model_bounds_the_context(tiny_model: Model) -> None:

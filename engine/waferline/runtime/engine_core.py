@@ -103,6 +103,8 @@ class EngineCore:
             kv_cache_memory=kv_cache_memory,
             kv_dtype=kv_dtype,
         )
+        if itl_target_ms is not None:
+            self._setup.touch_kv_cache()
         self._executor = self._setup.executor
         self._scheduler = Scheduler(
             self._setup.limits,

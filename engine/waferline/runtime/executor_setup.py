@@ -9,6 +9,7 @@ import numpy as np
 
 from waferline_kernels.executor import Executor, create_executor
 from waferline_kernels.kv_cache import KV_FORMATS
+from waferline_kernels.program import Program
 from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits
 
 from ..fabric.cost import CostModel, StepShape
@@ -22,6 +23,7 @@ from .memory import available_memory, choose_kv_dtype, plan_kv_blocks
 
 MAX_NUM_SEQS = 4096
 MAX_NUM_BATCHED_TOKENS = 1 << 20
+HUGE_PAGE_BYTES = 2 << 20
 WARM_UP_ROWS = 32
 WARM_UP_CONTEXT = 1024
 WARM_UP_SECONDS = 0.1  # of steps, after which no further one is taken
@@ -55,6 +57,7 @@ class ExecutorSetup:
         if max_model_len is not None:
             _check_integer("max_model_len", max_model_len, 2, model.max_model_len)
         self.kv_dtype = choose_kv_dtype(kv_dtype, model.dtype)
+        self._program = model.program
         dims = model.program.dims
         self.model_bytes = sum(tensor.nbytes for tensor in model.program.tensors)
         wanted_len = max_model_len or model.max_model_len
@@ -90,6 +93,17 @@ class ExecutorSetup:
             self._release_cpus()
             raise
 
+    def touch_kv_cache(self) -> None:
+        """Write to every huge page of the KV cache, so that no later step waits for the system to find and clear them. That
+        takes from 0.1 to some 5 ms (where a virtual machine's host has to find them too), and as sequences grow from one
+        to the next they do in all layers at once."""
+        executor, program = self.executor, self._program
+        block_bytes = program.dims.kv_block_bytes(KV_FORMATS[self.kv_dtype]) // program.dims.layers
+        last = self.limits.num_kv_blocks - 1
+        for block_id in (*range(0, last, max(1, HUGE_PAGE_BYTES // block_bytes)), last):
+            executor.sequences.block_tables[0, 0] = block_id
+            _take_step(executor, program, 0, 1)
+
     def close(self) -> None:
         """Release the executor and its CPUs. May be called more than once."""
         if not self._is_closed:
@@ -111,20 +125,27 @@ def _warm_up(executor: Executor, model: Model, cost_model: CostModel) -> None:
     reserved = -(-longest // KV_BLOCK_SIZE)
     table.block_tables[0, :reserved] = np.arange(reserved)
     table.num_blocks[0] = reserved
-    table.sampling[0]["max_tokens"] = 1
     seconds: dict[StepShape, float] = {}
     spent = 0.0
     for start, count in ((0, 1), (0, rows), (longest - rows, rows)):
         for _ in range(2):  # the second time tells what it takes
             if spent < WARM_UP_SECONDS:
-                table.num_tokens[0] = start + count
-                result = executor.run(model.program, np.array([(0, start, count, 1)], SPAN), max_steps=1)
-                executor.ring.drain()
-                seconds[StepShape.of_chunk(start, count, 1)] = result.seconds
-                spent += result.seconds
+                took = _take_step(executor, model.program, start, count)
+                seconds[StepShape.of_chunk(start, count, 1)] = took
+                spent += took
     for _ in range(WARM_UP_LESSONS):
         for shape, took in seconds.items():
             cost_model.observe(shape.num_rows, shape.context_tokens, 1, 1e3 * took, shape.kv_tokens)
+
+
+def _take_step(executor: Executor, program: Program, start: int, count: int) -> float:
+    """The seconds of a step of ``count`` rows in slot 0, from position ``start`` on; its blocks are reserved."""
+    table = executor.sequences
+    table.num_tokens[0] = start + count
+    table.sampling[0]["max_tokens"] = 1
+    seconds = executor.run(program, np.array([(0, start, count, 1)], SPAN), max_steps=1).seconds
+    executor.ring.drain()
+    return seconds
 
 
 def _check_integer(field: str, value: Any, low: int, high: int) -> None:
