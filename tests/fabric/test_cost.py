@@ -118,6 +118,18 @@ def test_one_disturbed_step_is_soon_forgotten() -> None:
     assert costs.predict_step_ms(1, 100, 1) == pytest.approx(truth, rel=0.02)
 
 
+def test_it_follows_where_all_steps_take_other_times() -> None:
+    """Be it that the machine has changed, or that what it was told first was wrong."""
+    costs = model(host())
+    truth = costs.predict_step_ms(1, 100, 1)
+    for milliseconds in (40 * truth, truth):
+        for _ in range(200):
+            costs.observe(1, 100, 1, milliseconds)
+        for _ in range(10):
+            costs.observe(1, 100, 1, truth)
+        assert costs.predict_step_ms(1, 100, 1) == pytest.approx(truth, rel=0.1)
+
+
 @pytest.mark.parametrize("milliseconds", [0.0, -1.0, float("nan")])
 def test_a_step_that_took_no_time_is_refused(milliseconds: float) -> None:
     with pytest.raises(ValueError, match="measured_ms"):

@@ -27,7 +27,8 @@ PARTS = ("sweep", "compute", "attend", "rest")
 DOUBT = 1.5  # of a factor's logarithm (standard deviation), before anything was measured
 NOISE = 0.05  # of a step's logarithm: what no factor explains
 FORGETTING = 1e-4  # the share of the first doubt that comes back with each step
-LARGEST_SURPRISE = 2.0  # standard deviations: a step that was off by more was disturbed, and counts as that
+SURPRISED_FORGETTING = 0.02  # the same with a step that was off by more than LARGEST_SURPRISE
+LARGEST_SURPRISE = 2.0  # standard deviations; once more is taken for a disturbance, and counts as that; but see above
 PRIVATE_ROWS = 4  # up to here every core prepares all rows for itself, without a barrier
 FLOAT_BYTES = 4
 
@@ -145,14 +146,15 @@ class CostModel:
         parts = np.array(self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens)))
         predicted = parts.sum()
         shares = parts / predicted  # by which the logarithm of the step follows those of the factors
-        self._doubt += FORGETTING * (np.eye(len(PARTS)) * DOUBT**2 - self._doubt)
         blame = self._doubt @ shares
         variance = shares @ blame + NOISE**2
         limit = LARGEST_SURPRISE * math.sqrt(variance)
-        surprise = min(max(math.log(measured_ms / (1e3 * predicted)), -limit), limit)
+        surprise = math.log(measured_ms / (1e3 * predicted))
         gain = blame / variance
         self._doubt -= np.outer(gain, blame)
-        self._factors = (self._factors * np.exp(gain * surprise)).tolist()
+        self._factors = (self._factors * np.exp(gain * min(max(surprise, -limit), limit))).tolist()
+        forgetting = FORGETTING if abs(surprise) <= limit else SURPRISED_FORGETTING
+        self._doubt += forgetting * (np.eye(len(PARTS)) * DOUBT**2 - self._doubt)
 
     def predict(self, shape: StepShape) -> list[Prediction]:
         """What each instruction of the program takes, by the fabric's figures alone, without what was learnt."""

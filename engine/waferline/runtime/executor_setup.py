@@ -26,7 +26,7 @@ MAX_NUM_BATCHED_TOKENS = 1 << 20
 HUGE_PAGE_BYTES = 2 << 20
 WARM_UP_ROWS = 32
 WARM_UP_CONTEXT = 1024
-WARM_UP_SECONDS = 0.1  # of steps, after which no further one is taken
+WARM_UP_SECONDS = 0.05  # that steps may have taken if there is to be another one
 WARM_UP_LESSONS = 20  # times that the cost model is told: a factor comes from far off, and each time follows a little
 PROMPT_LOGITS = 64  # rows of a step that scored prompts may take, where there are fewer sequences
 
@@ -126,13 +126,10 @@ def _warm_up(executor: Executor, model: Model, cost_model: CostModel) -> None:
     table.block_tables[0, :reserved] = np.arange(reserved)
     table.num_blocks[0] = reserved
     seconds: dict[StepShape, float] = {}
-    spent = 0.0
     for start, count in ((0, 1), (0, rows), (longest - rows, rows)):
-        for _ in range(2):  # the second time tells what it takes
-            if spent < WARM_UP_SECONDS:
-                took = _take_step(executor, model.program, start, count)
-                seconds[StepShape.of_chunk(start, count, 1)] = took
-                spent += took
+        if sum(seconds.values()) < WARM_UP_SECONDS:
+            _take_step(executor, model.program, start, count)  # the second time tells what it takes
+            seconds[StepShape.of_chunk(start, count, 1)] = _take_step(executor, model.program, start, count)
     for _ in range(WARM_UP_LESSONS):
         for shape, took in seconds.items():
             cost_model.observe(shape.num_rows, shape.context_tokens, 1, 1e3 * took, shape.kv_tokens)
