@@ -32,7 +32,8 @@ def inspect_lines(model: Model, threads: int | None, fabric: str = "host") -> It
         f"shape      {config.layers} layers, hidden {config.hidden}, ffn {config.ffn}, vocabulary {config.vocab}, "
         f"{config.heads} heads of {config.head_dim}, {config.kv_heads} KV heads"
     )
-    yield f"weights    {DTYPES[model.dtype]}, {sum(tensor.nbytes for tensor in program.tensors) / 1e6:.1f} MB"
+    dtype = DTYPES[model.dtype].described({tensor.name.rpartition(".")[2] for tensor in program.tensors})
+    yield f"weights    {dtype}, {sum(tensor.nbytes for tensor in program.tensors) / 1e6:.1f} MB"
     yield f"context    {model.max_model_len} tokens"
     yield from _host_lines(model, threads) if fabric == "host" else _wafer_lines(model)
     yield f"program    {len(program.instructions)} instructions"

@@ -71,6 +71,7 @@ INSTRUCTION = np.dtype(
         ("n", np.int32),  # columns of dst (before SILU_MUL: of each half)
         ("group", np.int32),  # activation group where the instruction quantises or reads codes, else 0
         ("wanted_rows", np.int32),  # 1: reads only the rows whose logits are wanted
+        ("dst_column", np.int32),  # of dst, the first that a matmul writes; those before it were written before
         ("eps", np.float32),
     ]
 )
@@ -136,7 +137,11 @@ class Dims:
         }[buffer]
 
     def buffer_stride(self, buffer: Buffer) -> int:
-        """Float32 from one row to the next: columns padded to whole strips, so that strips are stored whole."""
+        """Float32 from one row to the next: columns padded to whole strips, so that strips are stored whole, also where
+        those of k and v begin after q's."""
+        if buffer == Buffer.QKV:
+            queries = self.heads * self.head_dim
+            return round_up(queries + round_up(self.qkv - queries, TILE_N), TILE_N)
         return round_up(self.buffer_columns(buffer), TILE_N)
 
 
@@ -168,6 +173,8 @@ class Program:
                 words.append(f"bias={self.tensors[i['bias']].name}")
             if op in (Op.MATMUL, Op.LOGITS):
                 words.append(Epilogue(i["epilogue"]).name.lower())
+            if i["dst_column"]:
+                words.append(f"column={i['dst_column']}")
             if op in (Op.ROTARY, Op.ATTEND):
                 words.append(f"layer={i['layer']}")
             if op in (Op.NORM, Op.QUANTIZE) and i["group"]:
@@ -205,9 +212,12 @@ class ProgramBuilder:
         layer: int = 0,
         group: int = 0,
         wanted_rows: bool = False,
+        dst_column: int = 0,
         eps: float = 0.0,
     ) -> None:
-        self._instructions.append((op, epilogue, src, dst, weight, bias, layer, k, n, group, wanted_rows, eps))
+        self._instructions.append(
+            (op, epilogue, src, dst, weight, bias, layer, k, n, group, wanted_rows, dst_column, eps)
+        )
 
     def build(self) -> Program:
         return Program(self._dims, tuple(self._tensors), np.array(self._instructions, INSTRUCTION))

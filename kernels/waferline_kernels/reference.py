@@ -129,8 +129,10 @@ class ReferenceExecutor(StepwiseExecutor):
         if i["epilogue"] == Epilogue.SILU_MUL:
             pairs = y.reshape(len(y), -1, 2, TILE_N)
             y = (silu(pairs[:, :, 0]) * pairs[:, :, 1]).reshape(len(y), -1)
-        y = y[:, : tensor.n]
-        self._buffers[Buffer(i["dst"])] = self._buffers[Buffer.X] + y if i["epilogue"] == Epilogue.ADD else y
+        y, dst = y[:, : tensor.n], Buffer(i["dst"])
+        if i["dst_column"]:
+            y = np.concatenate([self._buffers[dst], y], axis=1)
+        self._buffers[dst] = self._buffers[Buffer.X] + y if i["epilogue"] == Epilogue.ADD else y
 
     def _rotary(self, program: Program, i: np.void) -> None:
         d, table = self.dims, self._weights[i["weight"]][self._positions]

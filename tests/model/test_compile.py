@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,7 @@ def test_an_f32_program_quantises_nothing(fixtures_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["untied", "tied", "odd-sharded", "qwen2"])
-@pytest.mark.parametrize("dtype", ["q8", "f32"])
+@pytest.mark.parametrize("dtype", ["q8", "q4", "f32"])
 def test_tensors_stand_in_the_order_of_use(fixtures_dir: Path, name: str, dtype: str) -> None:
     config = config_of(fixtures_dir / name)
     program = compile_program(config, DTYPES[dtype], MAX_MODEL_LEN)
@@ -86,11 +87,25 @@ def test_the_rotary_table_alone_depends_on_max_model_len(fixtures_dir: Path) -> 
     assert (long.tensors[long.tensor_id("rope")].n, long.tensors[long.tensor_id("rope")].k) == (256, config.head_dim)
 
 
-def test_an_override_holds_for_its_matrix_alone(fixtures_dir: Path) -> None:
-    program = compile_program(config_of(fixtures_dir / "untied"), DTYPES["q4"], MAX_MODEL_LEN)
-    assert {tensor.name: tensor.format.name for tensor in program.tensors if tensor.format.name == "q8"} == {
-        "logits": "q8"
-    }
-    assert {tensor.format.name for tensor in program.tensors if not tensor.is_table} == {"q4", "q8"}
-    assert str(DTYPES["q4"]) == "q4 (logits: q8)"
-    assert str(DTYPES["q8"]) == "q8"
+def test_overrides_hold_for_their_matrices_alone(fixtures_dir: Path) -> None:
+    program = compile_program(config_of(fixtures_dir / "qwen2"), DTYPES["q4"], MAX_MODEL_LEN)
+    formats = {tensor.name: tensor.format.name for tensor in program.tensors if not tensor.is_table}
+    assert {name for name, format in formats.items() if format == "q8"} == {"layers.0.kv", "layers.1.kv", "logits"}
+    assert set(formats.values()) == {"q4", "q8"}
+    assert table_of(program)[13:15] == [
+        "matmul act -> qkv [48 -> 48] weight=layers.1.q bias=layers.1.q_bias store",
+        "matmul act -> qkv [48 -> 32] weight=layers.1.kv bias=layers.1.kv_bias store column=48",
+    ]
+
+
+def test_k_and_v_that_are_not_shared_stay_with_q(fixtures_dir: Path) -> None:
+    config = config_of(fixtures_dir / "untied")
+    program = compile_program(replace(config, kv_heads=config.heads), DTYPES["q4"], MAX_MODEL_LEN)
+    assert [tensor.name for tensor in program.tensors if tensor.format.name == "q8"] == ["logits"]
+    assert "layers.0.qkv" in {tensor.name for tensor in program.tensors}
+
+
+def test_a_dtype_is_described_by_the_overrides_that_a_model_has() -> None:
+    assert DTYPES["q4"].described({"qkv", "logits"}) == "q4 (logits: q8)"
+    assert DTYPES["q4"].described({"q", "kv", "logits"}) == "q4 (kv: q8, logits: q8)"
+    assert DTYPES["q8"].described({"kv", "logits"}) == "q8"

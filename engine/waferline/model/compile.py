@@ -18,9 +18,18 @@ def compile_program(config: ModelConfig, dtype: Dtype, max_model_len: int) -> Pr
     return _Compiler(config, dtype, max_model_len).program()
 
 
+def attention_inputs(config: ModelConfig, dtype: Dtype) -> dict[str, int]:
+    """The matrices that make queries, keys and values, by role: their columns, in the order in which ``Buffer.QKV`` has
+    them. One matrix, but where ``dtype`` names a format for k and v, and query heads share them, two."""
+    queries = config.heads * config.head_dim
+    if config.kv_heads == config.heads or "kv" not in dtype.overrides:
+        return {"qkv": config.dims.qkv}
+    return {"q": queries, "kv": config.dims.qkv - queries}
+
+
 def program_tensors(config: ModelConfig, dtype: Dtype, max_model_len: int) -> Iterator[TensorSpec]:
     """The tensors in the order in which a step reads them. A tied embedding is gathered from ``logits``."""
-    hidden, ffn, context, qkv = config.hidden, config.ffn, config.heads * config.head_dim, config.dims.qkv
+    hidden, ffn, context = config.hidden, config.ffn, config.heads * config.head_dim
 
     def table(name: str, k: int, n: int = 1) -> TensorSpec:
         return TensorSpec(name, n, k, is_table=True)
@@ -34,9 +43,10 @@ def program_tensors(config: ModelConfig, dtype: Dtype, max_model_len: int) -> It
     for layer in range(config.layers):
         at = f"layers.{layer}."
         yield table(at + "input_norm", hidden)
-        yield matrix(at + "qkv", qkv, hidden)
-        if config.qkv_bias:
-            yield table(at + "qkv_bias", qkv)
+        for role, columns in attention_inputs(config, dtype).items():
+            yield matrix(at + role, columns, hidden)
+            if config.qkv_bias:
+                yield table(f"{at}{role}_bias", columns)
         yield matrix(at + "o", hidden, context)
         if config.o_bias:
             yield table(at + "o_bias", hidden)
@@ -52,6 +62,7 @@ class _Compiler:
 
     def __init__(self, config: ModelConfig, dtype: Dtype, max_model_len: int) -> None:
         self._config = config
+        self._attention_inputs = attention_inputs(config, dtype)
         self._layer = 0  # what instructions are emitted for
         self._builder = ProgramBuilder(config.dims)
         self._specs = {spec.name: spec for spec in program_tensors(config, dtype, max_model_len)}
@@ -73,8 +84,11 @@ class _Compiler:
     def _attention(self, at: str) -> None:
         dims, emit, layer = self._config.dims, self._builder.emit, self._layer
         context = dims.heads * dims.head_dim
-        self._norm(at + "input_norm", at + "qkv")
-        self._matmul(at + "qkv", Buffer.ACT, Buffer.QKV)
+        self._norm(at + "input_norm", at + next(iter(self._attention_inputs)))
+        column = 0
+        for role, columns in self._attention_inputs.items():
+            self._matmul(at + role, Buffer.ACT, Buffer.QKV, dst_column=column)
+            column += columns
         emit(Op.ROTARY, Buffer.QKV, Buffer.QKV, weight=self._ids["rope"], layer=layer, k=dims.qkv, n=dims.qkv)
         emit(Op.ATTEND, Buffer.QKV, Buffer.CTX, layer=layer, k=dims.qkv, n=context)
         self._matmul(at + "o", self._quantized(Buffer.CTX, at + "o"), Buffer.X, Epilogue.ADD)
@@ -108,7 +122,13 @@ class _Compiler:
         return Buffer.ACT
 
     def _matmul(
-        self, name: str, src: Buffer, dst: Buffer, epilogue: Epilogue = Epilogue.STORE, op: Op = Op.MATMUL
+        self,
+        name: str,
+        src: Buffer,
+        dst: Buffer,
+        epilogue: Epilogue = Epilogue.STORE,
+        op: Op = Op.MATMUL,
+        dst_column: int = 0,
     ) -> None:
         spec = self._specs[name]
         self._builder.emit(
@@ -123,4 +143,5 @@ class _Compiler:
             n=spec.n,
             group=spec.format.group,
             wanted_rows=op is Op.LOGITS,
+            dst_column=dst_column,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -11,7 +11,8 @@ from waferline_kernels.tiles import BF16, F32, Q4, Q8, TileFormat
 
 @dataclass(frozen=True)
 class Dtype:
-    """``format`` for all matrices but those whose role (the last word of a tensor's name) is among ``overrides``."""
+    """``format`` for all matrices but those whose role (the last word of a tensor's name) is among ``overrides``. k and v
+    have the role ``kv`` only where query heads share them; else they count for as much as q, and are with it in ``qkv``."""
 
     name: str
     format: TileFormat
@@ -20,19 +21,19 @@ class Dtype:
     def format_of(self, role: str) -> TileFormat:
         return self.overrides.get(role, self.format)
 
-    def __str__(self) -> str:
-        """``q4 (logits: q8)``."""
-        overrides = ", ".join(f"{role}: {format.name}" for role, format in self.overrides.items())
+    def described(self, roles: Container[str]) -> str:
+        """``q4 (kv: q8, logits: q8)``, for a model that has both of these ``roles``."""
+        overrides = ", ".join(f"{role}: {format.name}" for role, format in self.overrides.items() if role in roles)
         return f"{self.name} ({overrides})" if overrides else self.name
 
 
-# An output matrix in four bits costs a small model more perplexity than all its other matrices but down together.
+# These override what costs most in four bits for its bytes (docs/architecture.md has the figures).
 DTYPES = {
     dtype.name: dtype
     for dtype in (
         Dtype("f32", F32),
         Dtype("bf16", BF16),
         Dtype("q8", Q8),
-        Dtype("q4", Q4, MappingProxyType({"logits": Q8})),
+        Dtype("q4", Q4, MappingProxyType({"kv": Q8, "logits": Q8})),
     )
 }

@@ -51,13 +51,15 @@ class Rescaling:
         self._checkpoint = checkpoint
         self._config = config
         self._specs = {spec.name: spec for spec in program.tensors}
-        self._sizes: dict[str, Factors] = {}  # by the tensor that reads the channels
+        roles = {_split(name)[1] for name in self._specs}
+        self._pairs = [pair for pair in config.architecture.pairs if roles.issuperset(pair.read_by)]
+        self._sizes: dict[str, Factors] = {}  # by the tensor that reads the channels, the first if several do
         self._lock = threading.RLock()
 
     def columns(self, name: str) -> Factors | None:
         """What the columns of the matrix ``name`` are multiplied by, float32 [k]; None: nothing."""
         at, role = _split(name)
-        pair = next((pair for pair in self._config.architecture.pairs if pair.read_by == role), None)
+        pair = next((pair for pair in self._pairs if role in pair.read_by), None)
         if pair is None or not self._is_free(name):
             return None
         return (np.float32(1) / self._channel_sizes(at, pair))[self._channels(at, pair)]
@@ -66,8 +68,8 @@ class Rescaling:
         """What the rows of source ``part`` of a matrix, of its bias or of a norm are multiplied by, float32 [rows]; None:
         nothing."""
         at, role = _split(name.removesuffix("_bias"))
-        for pair in self._config.architecture.pairs:
-            if (pair.made_by, pair.part) == (role, part) and self._is_free(at + pair.read_by):
+        for pair in self._pairs:
+            if (pair.made_by, pair.part) == (role, part) and self._is_free(at + pair.read_by[0]):
                 return self._channel_sizes(at, pair)
         return None
 
@@ -77,22 +79,24 @@ class Rescaling:
 
     def _channels(self, at: str, pair: Pair) -> NDArray[np.int64]:
         """The channel that each column of ``pair.read_by`` reads: [k]. Only a KV head's have several readers each."""
-        columns, head_dim = self._specs[at + pair.read_by].k, self._config.head_dim
+        columns, head_dim = self._specs[at + pair.read_by[0]].k, self._config.head_dim
         column = np.arange(columns)
-        if pair.made_by != "qkv":
+        if pair.read_by != ("o",):
             return column
         shared_by = self._config.heads // self._config.kv_heads
         return column // (head_dim * shared_by) * head_dim + column % head_dim
 
     def _channel_sizes(self, at: str, pair: Pair) -> Factors:
         """The root mean square of the weights that read each channel: float32 [channels]."""
-        name = at + pair.read_by
         with self._lock:
-            if name not in self._sizes:
-                sources = enumerate(self._config.checkpoint_parts(self._specs[name]))
-                parts = [(self._checkpoint.view(source), self.rows(name, part)) for part, source in sources]
-                self._sizes[name] = channel_sizes(parts, self._channels(at, pair))
-            return self._sizes[name]
+            if at + pair.read_by[0] not in self._sizes:
+                parts = [
+                    (self._checkpoint.view(source), self.rows(name, part))
+                    for name in (at + role for role in pair.read_by)
+                    for part, source in enumerate(self._config.checkpoint_parts(self._specs[name]))
+                ]
+                self._sizes[at + pair.read_by[0]] = channel_sizes(parts, self._channels(at, pair))
+            return self._sizes[at + pair.read_by[0]]
 
 
 def channel_sizes(parts: list[tuple[NDArray[Any], Factors | None]], channels: NDArray[np.int64]) -> Factors:

@@ -17,12 +17,12 @@ class Pair:
     """Tensors between which each channel may be rescaled, because all that lies between is linear in the channel.
 
     The rows of source ``part`` of the role ``made_by`` (or the gains of a norm) make the channels; the columns of the
-    matrix ``read_by``, and nothing else, read them.
+    matrices ``read_by``, and nothing else, read them. A program has the pair if it has all of these roles.
     """
 
     made_by: str
     part: int
-    read_by: str
+    read_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ _LLAMA_SOURCES = MappingProxyType(
         "input_norm": (_LAYER + "input_layernorm.weight",),
         "qkv": tuple(_LAYER + f"self_attn.{part}_proj.weight" for part in "qkv"),
         "qkv_bias": tuple(_LAYER + f"self_attn.{part}_proj.bias" for part in "qkv"),
+        "q": (_LAYER + "self_attn.q_proj.weight",),
+        "q_bias": (_LAYER + "self_attn.q_proj.bias",),
+        "kv": tuple(_LAYER + f"self_attn.{part}_proj.weight" for part in "kv"),
+        "kv_bias": tuple(_LAYER + f"self_attn.{part}_proj.bias" for part in "kv"),
         "o": (_LAYER + "self_attn.o_proj.weight",),
         "o_bias": (_LAYER + "self_attn.o_proj.bias",),
         "post_norm": (_LAYER + "post_attention_layernorm.weight",),
@@ -62,11 +66,13 @@ _LLAMA_SOURCES = MappingProxyType(
 )
 
 _LLAMA_PAIRS = (
-    Pair("input_norm", 0, "qkv"),
-    Pair("qkv", 2, "o"),  # attention takes weighted means of v
-    Pair("post_norm", 0, "gate_up"),
-    Pair("gate_up", 1, "down"),  # silu(gate) * up
-    Pair("norm", 0, "logits"),
+    Pair("input_norm", 0, ("qkv",)),
+    Pair("input_norm", 0, ("q", "kv")),
+    Pair("qkv", 2, ("o",)),  # attention takes weighted means of v
+    Pair("kv", 1, ("o",)),
+    Pair("post_norm", 0, ("gate_up",)),
+    Pair("gate_up", 1, ("down",)),  # silu(gate) * up
+    Pair("norm", 0, ("logits",)),
 )
 
 ARCHITECTURES = {
@@ -102,8 +108,10 @@ class ModelConfig:
         role = "embed" if self.tied and tensor.name == "logits" else tensor.name
         names = self.architecture.source_names(role)
         rows = [tensor.k if tensor.is_table else tensor.n] * len(names)
-        if len(names) == 3:
-            rows = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim]
+        if tensor.name.removesuffix("_bias").endswith("kv"):
+            rows = [self.heads * self.head_dim, self.kv_heads * self.head_dim, self.kv_heads * self.head_dim][
+                -len(names) :
+            ]
         return {name: (n,) if tensor.is_table else (n, tensor.k) for name, n in zip(names, rows, strict=True)}
 
 

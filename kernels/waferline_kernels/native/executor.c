@@ -111,7 +111,7 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
         .act = act->quantized,
         .scratch = e->workers[worker].scratch,
         .bias = i->bias < 0 ? NULL : e->tensors[i->bias].table,
-        .dst = e->buffers[i->dst],
+        .dst = e->buffers[i->dst] + i->dst_column,
         .dst_stride = e->strides[i->dst],
     };
     e->kernels->matmul[tensor->format](&m);

@@ -19,7 +19,7 @@ enum { STOP_STEPS, STOP_FINISHED, STOP_STOPPED, STOP_OUT_OF_BLOCKS, STOP_WAKE, S
 #define MIN_QUANTIZED 1e-30f /* tiles.MIN_ACTIVATION_MAX: what is all below has the scale 0 */
 
 typedef struct {
-    int32_t op, epilogue, src, dst, weight, bias, layer, k, n, group, wanted_rows;
+    int32_t op, epilogue, src, dst, weight, bias, layer, k, n, group, wanted_rows, dst_column;
     float eps;
 } Instruction;
 

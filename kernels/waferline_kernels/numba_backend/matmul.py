@@ -67,7 +67,8 @@ def multiply(state: State, instruction: Any, worker: int, rows: int) -> None:
     """MATMUL and LOGITS: ``rows`` rows times the worker's strips of the weight, through the epilogue."""
     tensor, share = state.tensors[instruction["weight"]], state.shares[instruction["weight"], worker]
     source = source_of(state, instruction["src"], worker, rows)
-    dst, stride = state.buffer_at[instruction["dst"]], state.buffer_stride[instruction["dst"]]
+    dst = state.buffer_at[instruction["dst"]] + instruction["dst_column"]
+    stride = state.buffer_stride[instruction["dst"]]
     epilogue, bias = instruction["epilogue"], instruction["bias"]
     is_pair = epilogue == Epilogue.SILU_MUL
     step = 2 if is_pair else 1
