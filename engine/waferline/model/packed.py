@@ -9,7 +9,7 @@ Its metadata::
     format_version  "2"
     dtype           "q4"                        the matrices' format,
     group           "128"                       the K that share one of its scales (0: none), and
-    overrides       {"logits": "q8"}            matrices, by role, in another format
+    overrides       {"kv": "q8", ...}           matrices, by role, in another format
     sources         {"model.safetensors": ...}  SHA-256 of every file it was made from
     waferline       "0.1.0"                     the version that packed it
 
