@@ -15,7 +15,7 @@ from ..fabric.cost import CostModel, StepShape
 from .decode_batch import DecodeBatch
 from .sequence import Sequence
 
-PLANNED_SHARE = 0.95  # of a target: the rest is for what lies between two steps, and for what predictions miss
+PLANNED_SHARE = 0.9  # of a target: the rest is for what lies between two steps, and for what predictions miss
 PREFILL_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
 
 
