@@ -14,6 +14,7 @@ from .serving.address import DEFAULT_ADDRESS, check_bind_address
 
 INTERRUPTED = 130  # what a shell reports of a command that SIGINT ended
 BROKEN_PIPE = 141
+MAX_WAITING_REQUESTS = 2048  # of a server: half of the requests that it has in flight at most, twice a client's batch
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,6 +72,23 @@ def make_parser() -> argparse.ArgumentParser:
         help="between two tokens of a stream, which the prompts of others are not to lengthen beyond it",
     )
     serve.add_argument(
+        "--max-waiting-requests",
+        type=int,
+        default=MAX_WAITING_REQUESTS,
+        metavar="N",
+        help="completions that may wait; more are answered at once that there is too much to do; %(default)s",
+    )
+    serve.add_argument("--max-waiting-tokens", type=int, metavar="TOKENS", help="the same for their prompts' tokens")
+    serve.add_argument("--max-ttft-ms", type=float, metavar="MS", help="the same for the predicted time to first token")
+    serve.add_argument(
+        "--tenant-weight",
+        type=_parse_weight,
+        action="append",
+        dest="tenant_weights",
+        metavar="NAME=WEIGHT",
+        help="share of a tenant, where others have 1; may be given several times",
+    )
+    serve.add_argument(
         "--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="after SIGTERM; %(default)s"
     )
     serve.add_argument("--die-with-parent", action="store_true", help=argparse.SUPPRESS)
@@ -119,6 +137,14 @@ def _size(text: str) -> int:
     return parse_size(text)
 
 
+def _parse_weight(text: str) -> tuple[str, float]:
+    tenant, _, weight = text.rpartition("=")
+    return tenant, float(weight)
+
+
+_parse_weight.__name__ = "NAME=WEIGHT"  # argparse names it: "invalid NAME=WEIGHT value"
+
+
 def _sampling_params(args: argparse.Namespace) -> Any:
     try:
         return sampling_params(args)
@@ -149,6 +175,7 @@ def run_serve(args: argparse.Namespace) -> int:
         raise UsageError(str(error)) from None
     if args.die_with_parent:
         die_with_parent()
+    args.tenant_weights = dict(args.tenant_weights or ())
     limits = {name: getattr(args, name) for name in LIMITS}
     config = EngineConfig(model=args.model, dtype=args.dtype, **limits)
     server = Server(args.bind, config, drain_timeout=args.drain_timeout, on_ready=print_ready)

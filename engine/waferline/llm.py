@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -23,6 +23,11 @@ from .runtime.messages import Delta, EngineOutput, Finished, GenerateRequest, Re
 from .runtime.outputs import RequestCollector, RequestOutput, result_of_prompt
 from .runtime.prompts import Prompt, Prompts, pair_prompts
 from .runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .runtime.request_options import RequestOptions
 
 Sink = Callable[[list[EngineOutput]], None]
 
@@ -43,6 +48,10 @@ class _EmbeddedEngine:
         kv_dtype: str = "auto",
         enable_prefix_caching: bool = True,
         itl_target_ms: float | None = None,
+        max_waiting_requests: int | None = None,
+        max_waiting_tokens: int | None = None,
+        max_ttft_ms: float | None = None,
+        tenant_weights: dict[str, float] | None = None,
     ) -> None:
         """Load ``model``: "demo", a Hugging Face folder or a packed file.
 
@@ -56,6 +65,9 @@ class _EmbeddedEngine:
         ``itl_target_ms``: how many milliseconds apart the tokens of a stream may be where prompts are computed beside it.
         They are cut into chunks that take no longer, by prediction, and wait longer for their first tokens; where decoding
         alone takes as long, they still get a tenth of the time. None: prompts are computed as fast as can be.
+        ``max_waiting_requests``, ``max_waiting_tokens``: completions, and tokens of their prompts, that may wait;
+        ``max_ttft_ms``: the longest time to first token that is accepted. A request beyond them fails at once, code
+        "overloaded"; None: no limit. ``tenant_weights``: the shares of tenants, by name; 1 for those not named.
 
         Raises ModelError, ValueError or TypeError, naming what is wrong.
         """
@@ -70,6 +82,10 @@ class _EmbeddedEngine:
             kv_dtype=kv_dtype,
             enable_prefix_caching=enable_prefix_caching,
             itl_target_ms=itl_target_ms,
+            max_waiting_requests=max_waiting_requests,
+            max_waiting_tokens=max_waiting_tokens,
+            max_ttft_ms=max_ttft_ms,
+            tenant_weights=tenant_weights,
             on_output=partial(_route, self._sinks),
         )
         self._finalizer = weakref.finalize(self, self._core.close)  # at exit too
@@ -89,10 +105,11 @@ class _EmbeddedEngine:
         self._finalizer()
 
     def _submit(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, cache_salt: str | None, sink: Sink
+        self, request_id: str, prompt: Prompt, params: SamplingParams, options: RequestOptions, sink: Sink
     ) -> None:
+        message = GenerateRequest(request_id, prompt, params, **options)
         self._sinks[request_id] = sink
-        self._core.add(GenerateRequest(request_id, prompt, params, cache_salt))
+        self._core.add(message)
 
     def _withdraw(self, request_id: str) -> None:
         """Let go of a request; one that has not ended is aborted."""
@@ -106,7 +123,7 @@ class _EmbeddedEngine:
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None,
-        cache_salt: str | None,
+        options: RequestOptions,
         on_done: Callable[[int], None],
         collectors: list[RequestCollector],
     ) -> None:
@@ -116,7 +133,7 @@ class _EmbeddedEngine:
             collector = RequestCollector(self._new_id(), prompt, params)
             collectors.append(collector)
             sink = partial(_collect, collector, partial(on_done, index))
-            self._submit(collector.request_id, prompt, params, cache_salt, sink)
+            self._submit(collector.request_id, prompt, params, options, sink)
 
 
 class LLM(_EmbeddedEngine):
@@ -130,19 +147,19 @@ class LLM(_EmbeddedEngine):
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
-        *,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Complete one prompt or a list of them; the outputs, in the order of the prompts.
 
         A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each.
-        ``cache_salt``: cached prefixes are shared only with requests of the same salt. Raises RequestFailed, naming the
-        prompt's index, where one fails; the others are aborted then, as they are by Ctrl-C.
+        ``options``: ``cache_salt``, ``priority``, ``tenant``, ``deadline_ms`` and ``queue_timeout_ms``, see
+        RequestOptions. Raises RequestFailed, naming the prompt's index, where one fails; the others are aborted then,
+        as they are by Ctrl-C.
         """
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
         collectors: list[RequestCollector] = []
         try:
-            self._submit_all(prompts, sampling_params, cache_salt, done.put, collectors)
+            self._submit_all(prompts, sampling_params, options, done.put, collectors)
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = done.get()
@@ -153,7 +170,7 @@ class LLM(_EmbeddedEngine):
                 self._withdraw(collector.request_id)
 
     def stream(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, cache_salt: str | None = None
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Unpack[RequestOptions]
     ) -> Iterator[Delta]:
         """The tokens of one prompt's completions, each as it is generated.
 
@@ -164,7 +181,7 @@ class LLM(_EmbeddedEngine):
         handed_over: queue.SimpleQueue[list[EngineOutput]] = queue.SimpleQueue()
         request_id = self._new_id()
         try:
-            self._submit(request_id, prompt, params, cache_salt, handed_over.put)
+            self._submit(request_id, prompt, params, options, handed_over.put)
             while True:
                 for message in handed_over.get():
                     if isinstance(message, Delta):
@@ -195,14 +212,13 @@ class AsyncLLM(_EmbeddedEngine):
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
-        *,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """As ``LLM.generate``; cancelling the task aborts the requests."""
         loop, done = asyncio.get_running_loop(), asyncio.Queue[int]()
         collectors: list[RequestCollector] = []
         try:
-            self._submit_all(prompts, sampling_params, cache_salt, partial(_post, loop, done), collectors)
+            self._submit_all(prompts, sampling_params, options, partial(_post, loop, done), collectors)
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = await done.get()
@@ -217,8 +233,7 @@ class AsyncLLM(_EmbeddedEngine):
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Delta]:
         """As ``LLM.stream``. ``request_id`` is what ``abort`` takes; one is made up where it is not given."""
         [(prompt, params)] = pair_prompts([prompt], sampling_params)
@@ -227,7 +242,7 @@ class AsyncLLM(_EmbeddedEngine):
             raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
         loop, handed_over = asyncio.get_running_loop(), asyncio.Queue[list[EngineOutput]]()
         try:
-            self._submit(request_id, prompt, params, cache_salt, partial(_post, loop, handed_over))
+            self._submit(request_id, prompt, params, options, partial(_post, loop, handed_over))
             while True:
                 for message in await handed_over.get():
                     if isinstance(message, Delta):
@@ -253,7 +268,7 @@ class AsyncLLM(_EmbeddedEngine):
 def is_last(message: EngineOutput) -> bool:
     """Whether a request ends with ``message``. Raises RequestFailed where it ends badly."""
     if isinstance(message, RequestError):
-        raise RequestFailed(message.code, message.message)
+        raise RequestFailed(message.code, message.message, message.retry_after_ms)
     return isinstance(message, Finished)
 
 

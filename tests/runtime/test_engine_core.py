@@ -375,7 +375,7 @@ def test_stats_tell_what_runs_and_on_what(tiny_model: Model) -> None:
     stats = recorder.core.stats()  # after the last run has been accounted for
     assert (stats.model, stats.dtype, stats.max_model_len, stats.max_num_seqs) == ("qwen2", "q8", 256, 16)
     assert (stats.prompt_tokens_total, stats.generation_tokens_total) == (3, 10)
-    assert stats.request_success_total == {"stop": 0, "length": 2, "abort": 0}
+    assert stats.request_success_total == {"stop": 0, "length": 2, "abort": 0, "deadline": 0}
     assert stats.steps_total == 5
     assert stats.step_seconds_total > 0
     assert stats.model_bytes > 0

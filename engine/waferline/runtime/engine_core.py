@@ -12,10 +12,12 @@ import logging
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..model.load import Model
+from .admission import Admission, AdmissionLimits
 from .errors import ENGINE_DEAD, INTERNAL, SHUTTING_DOWN, RequestFailed
 from .executor_setup import ExecutorSetup
 from .messages import EngineOutput, GenerateRequest, RequestError
@@ -24,6 +26,7 @@ from .request_runner import RequestRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .stats import EngineStats
+from .waiting_queue import check_tenant_weights
 
 # How long a Python thread that computes may keep the engine's from the interpreter. With Python's own 5 ms a cancellation
 # then took 5 to 16 ms, and the engine stood still for as long between two runs; with this, 0.3 to 2 ms.
@@ -61,7 +64,9 @@ class EngineCore:
     f32 beside weights in f32 and else bf16.
     ``enable_prefix_caching``: whether prompts begin with what is in the KV cache of them. ``itl_target_ms``: milliseconds
     between two tokens of a stream, which the prompts of others do not lengthen beyond it; None: they are computed as fast
-    as can be.
+    as can be. ``max_waiting_requests``,
+    ``max_waiting_tokens``, ``max_ttft_ms``: beyond which a request is answered at once that there is too much to do,
+    see AdmissionLimits. ``tenant_weights``: the shares of tenants, by name; 1 for those not named.
 
     ``on_output`` is given every message to the outside, in order, by one thread at a time. It hands them over and
     returns: nothing else happens in the engine meanwhile.
@@ -83,6 +88,10 @@ class EngineCore:
         kv_dtype: str = "auto",
         enable_prefix_caching: bool = True,
         itl_target_ms: float | None = None,
+        max_waiting_requests: int | None = None,
+        max_waiting_tokens: int | None = None,
+        max_ttft_ms: float | None = None,
+        tenant_weights: dict[str, float] | None = None,
         on_output: Callable[[list[EngineOutput]], None],
     ) -> None:
         if not isinstance(enable_prefix_caching, bool):
@@ -92,6 +101,8 @@ class EngineCore:
                 raise TypeError(f"itl_target_ms: {itl_target_ms!r}, expected milliseconds or None")
             if not itl_target_ms > 0:
                 raise ValueError(f"itl_target_ms: {itl_target_ms}, expected more than 0")
+        check_tenant_weights(tenant_weights)
+        bounds = AdmissionLimits(max_waiting_requests, max_waiting_tokens, max_ttft_ms)
         self.model = model
         self._itl_target_ms = itl_target_ms
         self._setup = ExecutorSetup(
@@ -112,9 +123,12 @@ class EngineCore:
             enable_prefix_caching=enable_prefix_caching,
             cost_model=self._setup.cost_model,
             itl_target_ms=itl_target_ms,
+            tenant_weights=tenant_weights,
         )
+        limits, cost_model = self._setup.limits, self._setup.cost_model
+        admission = Admission(bounds, self._scheduler, limits, cost_model, itl_target_ms)
         self._on_output = on_output
-        self._runner = RequestRunner(model, self._executor, self._scheduler, self._emit)
+        self._runner = RequestRunner(model, self._executor, self._scheduler, self._emit, admission)
         self._drains: list[Drain] = []
 
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
@@ -132,9 +146,11 @@ class EngineCore:
 
     def add(self, message: GenerateRequest) -> None:
         """Ask for completions; ``on_output`` is told soon whether they are accepted. A prompt that is a string is
-        tokenised in the calling thread."""
+        tokenised in the calling thread. That there is too much to do already is told at once, in the calling thread."""
+        arrival_ns = time.monotonic_ns()
         try:
             request = admit_request(message, self.model, self._setup.limits.max_model_len)
+            request.arrival_ns = arrival_ns
             request.sequences = [Sequence(request, index, self.model.tokenizer) for index in range(request.params.n)]
         except RequestFailed as error:
             self._post(RequestError(message.request_id, error.code, error.message))
@@ -142,7 +158,18 @@ class EngineCore:
             logger.exception("request %s could not be admitted", message.request_id)
             self._post(RequestError(message.request_id, INTERNAL, f"the request could not be admitted: {error!r}"))
         else:
+            self._enter(request)
+
+    def _enter(self, request: Request) -> None:
+        """Hand ``request`` to the engine thread, or answer it now, be it that a long step is running."""
+        with self._lock:
+            if not self._runner.let_in(request):
+                return
+        try:
             self._post(request)
+        except BaseException:  # the caller was interrupted
+            self._runner.admission.taken_up(request)
+            raise
 
     def abort(self, request_id: str) -> None:
         """End a request after the step at hand; nothing happens where none of that id is running."""
@@ -180,6 +207,10 @@ class EngineCore:
             return EngineStats(
                 num_requests_running=scheduler.num_running,
                 num_requests_waiting=len(scheduler.waiting),
+                num_tokens_waiting=scheduler.waiting.num_tokens,
+                oldest_wait_seconds=runner.oldest_wait_seconds,
+                requests_begun_total=runner.num_begun,
+                request_queue_time_seconds_total=runner.queue_seconds,
                 kv_cache_usage=scheduler.kv_cache_usage,
                 num_preemptions_total=scheduler.num_preemptions,
                 prefix_cache_queries_total=scheduler.kv_cache.num_prefix_cache_queries,
@@ -205,6 +236,9 @@ class EngineCore:
                 num_kv_blocks=setup.limits.num_kv_blocks,
                 enable_prefix_caching=scheduler.kv_cache.enable_prefix_caching,
                 itl_target_ms=self._itl_target_ms,
+                max_waiting_requests=runner.admission.bounds.max_waiting_requests,
+                max_waiting_tokens=runner.admission.bounds.max_waiting_tokens,
+                max_ttft_ms=runner.admission.bounds.max_ttft_ms,
             )
 
     # The engine thread.
@@ -244,6 +278,7 @@ class EngineCore:
             while command is not None and not isinstance(command, Close):
                 self._carry_out(command)
                 command = self._next_command()
+            self._runner.end_overdue()
             return command
 
     def _next_command(self) -> Command | None:
@@ -290,14 +325,21 @@ class EngineCore:
             self._post(Close(RequestFailed(ENGINE_DEAD, f"the engine stopped: {error!r}")))
 
     def _drain_loop(self) -> None:
-        ring = self._executor.ring
+        ring, deadlines = self._executor.ring, self._runner.deadlines
+        woken_for: int | None = None
         while True:
             self._is_awake.wait()
             if self._has_ended:
                 return
-            if ring.wait(MAX_DRAIN_WAIT_S):
+            due_ns, timeout = deadlines.next_ns, MAX_DRAIN_WAIT_S
+            if due_ns is not None and due_ns != woken_for:
+                timeout = min(timeout, max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+            if ring.wait(timeout):
                 with self._lock:
                     self._runner.process(ring.drain())
+            if due_ns is not None and due_ns != woken_for and time.monotonic_ns() >= due_ns:
+                woken_for = due_ns
+                self._executor.wake()  # the engine thread sees to what is due when the step at hand has ended
 
     # Either of them, with the lock held.
 

@@ -6,7 +6,8 @@ INVALID_REQUEST = "invalid_request"  # malformed, wrong type, value out of range
 PROMPT_TOO_LONG = "prompt_too_long"  # can never fit the context or the KV cache
 DUPLICATE_ID = "duplicate_id"
 UNKNOWN_REQUEST = "unknown_request"
-OVERLOADED = "overloaded"  # too many requests in flight, or a client that leaves too much unread
+OVERLOADED = "overloaded"  # too much is in flight or waits already, or a client leaves too much unread
+DEADLINE_EXCEEDED = "deadline_exceeded"  # its queue timeout or deadline passed before it began
 SHUTTING_DOWN = "shutting_down"
 INTERNAL = "internal"
 ENGINE_DEAD = "engine_dead"
@@ -17,6 +18,7 @@ CODES = (
     DUPLICATE_ID,
     UNKNOWN_REQUEST,
     OVERLOADED,
+    DEADLINE_EXCEEDED,
     SHUTTING_DOWN,
     INTERNAL,
     ENGINE_DEAD,
@@ -25,9 +27,11 @@ CODES = (
 
 
 class RequestFailed(Exception):
-    """A request was refused or failed; others are not affected. ``code`` is one of ``CODES``."""
+    """A request was refused or failed; others are not affected. ``code`` is one of ``CODES``; ``retry_after_ms`` is
+    when the same request is expected to be taken, where it was refused as there was too much to do."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, retry_after_ms: int | None = None) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
         self.message = message
+        self.retry_after_ms = retry_after_ms

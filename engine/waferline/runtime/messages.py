@@ -16,9 +16,12 @@ class GenerateRequest(msgspec.Struct, tag="generate"):
     request_id: str
     prompt: str | list[int]
     params: SamplingParams
+    # See RequestOptions.
     cache_salt: str | None = None
-    """Requests share cached blocks only with those of the same salt; one of its own keeps a tenant's prompts from
-    showing in another's timing."""
+    priority: int = 0
+    tenant: str | None = None
+    deadline_ms: int | None = None
+    queue_timeout_ms: int | None = None
 
 
 class Accepted(msgspec.Struct, tag="accepted"):
@@ -59,7 +62,7 @@ class Delta(msgspec.Struct, tag="delta", omit_defaults=True, gc=False):
 
 class Finished(msgspec.Struct, tag="finished"):
     request_id: str
-    finish_reasons: list[str]  # of each completion: "stop", "length" or, where it was cancelled, "abort"
+    finish_reasons: list[str]  # of each completion: "stop", "length", "abort" if cancelled, "deadline" if out of time
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int = 0  # of the prompt: those that were cached when the request began
@@ -69,6 +72,7 @@ class RequestError(msgspec.Struct, tag="error"):
     request_id: str
     code: str  # one of errors.CODES
     message: str
+    retry_after_ms: int | None = None  # where the same request is expected to be taken later
 
 
 EngineOutput = Accepted | Delta | Finished | RequestError

@@ -25,7 +25,7 @@ class CompletionOutput:
     token_ids: list[int]
     cumulative_logprob: float | None  # of the tokens; None unless logprobs were asked for
     logprobs: list[dict[int, Logprob]] | None  # for each token: token id -> logprob, the chosen token first
-    finish_reason: str | None = None  # "stop", "length" or "abort"; None while it is generated
+    finish_reason: str | None = None  # "stop", "length", "abort" or "deadline"; None while it is generated
     stop_reason: int | str | None = None  # the stop id or string that ended it; None for the end-of-sequence token
 
 
@@ -88,7 +88,7 @@ class RequestCollector:
                 self._num_cached_tokens = output.num_cached_tokens
                 self.is_done = True
             case RequestError():
-                self._error = RequestFailed(output.code, output.message)
+                self._error = RequestFailed(output.code, output.message, output.retry_after_ms)
                 self.is_done = True
 
     def _add_delta(self, delta: Delta) -> None:
@@ -137,7 +137,7 @@ def result_of_prompt(collector: RequestCollector, index: int) -> RequestOutput:
     try:
         return collector.result()
     except RequestFailed as error:
-        raise RequestFailed(error.code, f"prompts[{index}]: {error.message}") from None
+        raise RequestFailed(error.code, f"prompts[{index}]: {error.message}", error.retry_after_ms) from None
 
 
 def _by_token_id(logprobs: list[TokenLogprob]) -> dict[int, Logprob]:

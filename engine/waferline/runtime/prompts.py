@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import INVALID_REQUEST, RequestFailed
 from .sampling_params import SamplingParams
-
-MAX_CACHE_SALT_LENGTH = 256  # characters
 
 Prompt = str | list[int]
 Prompts = Prompt | list[str] | list[list[int]] | list[Prompt]
@@ -33,14 +30,3 @@ def pair_prompts(
         if not isinstance(params, SamplingParams):
             raise TypeError(f"sampling_params: {params!r}, expected SamplingParams")
     return list(zip(all_prompts, all_params, strict=True))
-
-
-def check_cache_salt(cache_salt: Any) -> None:
-    """Raise RequestFailed for what is neither None nor text of 1 to MAX_CACHE_SALT_LENGTH characters."""
-    try:
-        if cache_salt is None or (cache_salt.encode() and len(cache_salt) <= MAX_CACHE_SALT_LENGTH):
-            return
-    except (AttributeError, UnicodeEncodeError):
-        pass
-    allowed = f"None or text of 1 to {MAX_CACHE_SALT_LENGTH} characters"
-    raise RequestFailed(INVALID_REQUEST, f"cache_salt: {cache_salt!r}, expected {allowed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ from .block_hash import extend_block_hashes
 from .constraints import Constraints, pack_request_constraints
 from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
 from .messages import GenerateRequest
-from .prompts import check_cache_salt
+from .request_options import check_request_options, options_of
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -40,11 +41,42 @@ class Request:
     eos_ids: frozenset[int]
     constraints: Constraints | None = None
     cache_salt: str | None = None
+    priority: int = 0  # the lower, the earlier
+    tenant: str | None = None
+    deadline_ms: int | None = None
+    queue_timeout_ms: int | None = None
+    arrival_ns: int = 0  # CLOCK_MONOTONIC when it was asked for
     sequences: list[Sequence] = field(default_factory=list)  # one for each completion, by index
 
     @property
     def num_output_tokens(self) -> int:
         return sum(sequence.num_output_tokens for sequence in self.sequences)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether one of its completions has had a slot."""
+        return any(sequence.num_cached_tokens is not None for sequence in self.sequences)
+
+    @property
+    def is_finished(self) -> bool:
+        return all(sequence.is_finished for sequence in self.sequences)
+
+    @property
+    def end_by_ns(self) -> int | None:
+        """When what it has by then is all."""
+        return None if self.deadline_ms is None else self.arrival_ns + self.deadline_ms * 1_000_000
+
+    @property
+    def begin_by(self) -> str:
+        """The option that says when it is given up if it has not begun, such as "deadline_ms: 50"."""
+        name = min(("queue_timeout_ms", "deadline_ms"), key=lambda name: getattr(self, name) or math.inf)
+        return f"{name}: {getattr(self, name)}"
+
+    @property
+    def begin_by_ns(self) -> int | None:
+        """When it is given up if it has not begun."""
+        limits = [limit for limit in (self.queue_timeout_ms, self.deadline_ms) if limit is not None]
+        return self.arrival_ns + min(limits) * 1_000_000 if limits else None
 
     @property
     def num_cached_tokens(self) -> int:
@@ -88,7 +120,8 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
     """The request that ``message`` asks for. Raises RequestFailed for one that ``model`` cannot run."""
     vocab = model.program.dims.vocab
     params = _checked_params(message.params)
-    check_cache_salt(message.cache_salt)
+    options = options_of(message)
+    check_request_options(options)
     prompt_token_ids = _prompt_token_ids(message.prompt, model, vocab)
     if params.truncate_prompt_tokens is not None:
         prompt_token_ids = prompt_token_ids[-params.truncate_prompt_tokens :]
@@ -115,7 +148,7 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
         stop_ids=list(dict.fromkeys([*eos_ids, *(params.stop_token_ids or ())])),
         eos_ids=frozenset(eos_ids),
         constraints=constraints,
-        cache_salt=message.cache_salt,
+        **options,
     )
 
 

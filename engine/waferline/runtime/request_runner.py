@@ -1,12 +1,14 @@
 """RequestRunner: the requests at hand, and the three verbs ``schedule -> run -> postprocess`` that advance them.
 
-It has no threads, no lock and no clock: whoever drives it (EngineCore's threads, or a simulation) calls one method at a
-time, apart from ``run``, beside which ``process`` may be called for the tokens that a run of many steps has made so far.
+It has no threads, no lock and no clock but the one it is given: whoever drives it (EngineCore's threads, or a simulation)
+calls one method at a time, apart from ``run``, beside which requests may be let in, and ``process`` may be called for the
+tokens that a run of many steps has made so far.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -16,7 +18,9 @@ from numpy.typing import NDArray
 from waferline_kernels.executor import Executor, RunResult
 
 from ..model.load import Model
-from .errors import DUPLICATE_ID, INTERNAL, RequestFailed
+from .admission import Admission
+from .deadlines import Deadlines
+from .errors import DEADLINE_EXCEEDED, DUPLICATE_ID, INTERNAL, RequestFailed
 from .messages import Accepted, EngineOutput, Finished, RequestError
 from .output_processor import append_prompt_logprobs, append_token, join_deltas, token_logprobs, unpack_entries
 from .request import Request
@@ -29,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 class RequestRunner:
     """Runs requests of ``model`` on ``executor``, in the steps of ``scheduler``. ``on_output`` is given every message to
-    the outside, in order."""
+    the outside, in order. ``clock_ns``: of the requests' times of arrival."""
 
     def __init__(
         self,
@@ -37,16 +41,23 @@ class RequestRunner:
         executor: Executor,
         scheduler: Scheduler,
         on_output: Callable[[list[EngineOutput]], None],
+        admission: Admission,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
+        self.admission = admission
+        self.deadlines = Deadlines()
         self.refusal: RequestFailed | None = None  # of every further request
         self.num_prompt_tokens = self.num_output_tokens = self.num_steps = 0
         self.step_seconds = 0.0
-        self.finish_reasons = Counter(stop=0, length=0, abort=0)
+        self.num_begun = 0  # requests
+        self.queue_seconds = 0.0  # that they had waited
+        self.finish_reasons = Counter(stop=0, length=0, abort=0, deadline=0)
         self.error_codes: Counter[str] = Counter()
         self._model = model
         self._executor = executor
         self._scheduler = scheduler
         self._on_output = on_output
+        self._clock_ns = clock_ns
         self._requests: dict[str, Request] = {}
 
     @property
@@ -54,8 +65,25 @@ class RequestRunner:
         """Whether every request that was accepted has ended."""
         return not self._requests
 
+    @property
+    def oldest_wait_seconds(self) -> float:
+        """How long the request of the sequence that waits longest has been here; 0 where none waits."""
+        arrivals = [sequence.request.arrival_ns for sequence in self._scheduler.waiting.oldest()]
+        return (self._clock_ns() - min(arrivals)) / 1e9 if arrivals else 0.0
+
+    def let_in(self, request: Request) -> bool:
+        """Whether ``request`` is to be accepted soon; where there is too much to do it is answered now."""
+        try:
+            if self.refusal is None:
+                self.admission.check(request)
+        except RequestFailed as error:
+            self.emit_error(RequestError(request.request_id, error.code, error.message, error.retry_after_ms))
+            return False
+        return True
+
     def accept(self, request: Request) -> None:
         """Queue the sequences of ``request``, or refuse it."""
+        self.admission.taken_up(request)
         refusal = self.refusal
         if request.request_id in self._requests:
             refusal = RequestFailed(DUPLICATE_ID, f"request_id: {request.request_id!r} is in use, expected a new one")
@@ -67,20 +95,32 @@ class RequestRunner:
         self._emit([Accepted(request.request_id, request.prompt_token_ids, request.seed)])
         for sequence in request.sequences:
             self._scheduler.add(sequence)
+        self.deadlines.add(request)
 
     def abort(self, request_id: str) -> None:
         """End a request; nothing happens where none of that id is at hand."""
         request = self._requests.get(request_id)
         if request is not None:
-            outputs: list[EngineOutput] = []
-            for sequence in request.sequences:
-                if not sequence.is_finished:
-                    self._finish(sequence, "abort", outputs)
-            self._emit(outputs)
+            self._finish_all(request, "abort")
+
+    def end_overdue(self) -> None:
+        """End the requests that are out of time: with what they have, or with an error where they have not begun."""
+        if self.deadlines.next_ns is None:
+            return
+        now_ns = self._clock_ns()
+        for request in self.deadlines.take_due(now_ns):
+            if not request.has_begun:
+                self._fail([request], RequestFailed(DEADLINE_EXCEEDED, f"{request.begin_by}, and it had not begun"))
+            elif request.end_by_ns is not None and request.end_by_ns <= now_ns:
+                self._finish_all(request, "deadline")
 
     def schedule(self) -> ScheduledStep | None:
         """The next step; None where no sequence is left."""
-        return self._scheduler.schedule()
+        step = self._scheduler.schedule()
+        for request in self._scheduler.take_begun():
+            self.num_begun += 1
+            self.queue_seconds += (self._clock_ns() - request.arrival_ns) / 1e9
+        return step
 
     def run(self, step: ScheduledStep) -> RunResult | Exception:
         """Run ``step``; why it failed where it did."""
@@ -147,11 +187,12 @@ class RequestRunner:
     def _finish(self, sequence: Sequence, reason: str, outputs: list[EngineOutput]) -> None:
         """End ``sequence``, and with the last of its request the request."""
         self._scheduler.finish(sequence, reason)
+        self.admission.ended(sequence.num_output_tokens)
         if sequence.gathered:
             outputs.append(join_deltas(sequence.gathered))
         self.finish_reasons[reason] += 1
         request = sequence.request
-        if all(sequence.is_finished for sequence in request.sequences):
+        if request.is_finished:
             reasons = [str(sequence.finish_reason) for sequence in request.sequences]
             outputs.append(
                 Finished(
@@ -163,6 +204,13 @@ class RequestRunner:
                 )
             )
             del self._requests[request.request_id]
+
+    def _finish_all(self, request: Request, reason: str) -> None:
+        outputs: list[EngineOutput] = []
+        for sequence in request.sequences:
+            if not sequence.is_finished:
+                self._finish(sequence, reason, outputs)
+        self._emit(outputs)
 
     def _fail(self, requests: list[Request], error: RequestFailed) -> None:
         """End ``requests``, none of which has ended, with ``error``."""

@@ -2,14 +2,22 @@
 
 There is no prefill phase and no decode phase. Each sequence has tokens, and computed tokens that catch up with them; a
 step gives every running sequence the rows it lacks: first all those that lack a single row, which are the streams that
-wait for a token, then, oldest first, chunks of those that lack more, as far as the step has room, and time where there
-is a target for the time between two tokens. What waits is admitted first come, first served, while there is a slot and
-there are KV blocks for all its tokens. A sequence waits while one that runs is about to compute the block that it would
-begin with.
+wait for a token, then, by rank, chunks of those that lack more, as far as the step has room, and time where there
+is a target for the time between two tokens. What waits is admitted in the waiting queue's order, while there is a slot
+and there are KV blocks for all its tokens. A sequence waits while one that runs is about to compute the block that it
+would begin with.
 
-Running sequences are in the order of their arrival, and each is older than any that waits. Where blocks run out the
-youngest one is preempted: it gives up its blocks, goes to the front of the waiting ones, and is computed again later.
-So the oldest always advances, and as a sequence is only taken that fits the whole KV cache alone, every one ends.
+Running sequences are in the order of their rank: by priority, then by arrival. Where blocks run out the last of them is
+preempted: it gives up its blocks, goes back to the queue as its tenant's first, and is computed again later. Where
+something of a higher priority waits for a slot or for blocks, those of lower priorities are preempted for it, the last
+one first; what is of its own priority never is, whatever its tenant.
+
+Nothing can deadlock or run in circles. In every schedule the first of the running sequences advances, and only one of a
+higher rank that comes to run can preempt it; so of the sequences that are run again and again, the first ends. When
+none runs any more, whatever is first in the queue has all the blocks, and only sequences are taken that fit them alone.
+Nor is one preempted without end: each time that takes a sequence of a higher rank, or itself, to need a block for a
+token that it never had before, or one of a higher priority to arrive. Tokens are never lost, so a sequence is preempted
+at most as often as those before it, and itself, have blocks in all, and as others of higher priorities come.
 
 A schedule is made once in up to MAX_STEPS steps: sequences that only go on sampling need no Python between their tokens.
 Nor does it cost time for each of them, but for what changes: see DecodeBatch.
@@ -17,7 +25,8 @@ Nor does it cost time for each of them, but for what changes: see DecodeBatch.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -26,8 +35,10 @@ from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 from ..fabric.cost import CostModel
 from .decode_batch import DecodeBatch
 from .kv_cache_manager import KVCacheManager, num_blocks
+from .request import Request
 from .sequence import NO_ROW, NO_SLOT, Sequence
 from .step_builder import LatencyTarget, ScheduledStep, StepBuilder
+from .waiting_queue import WaitingQueue
 
 MAX_STEPS = 32
 
@@ -48,6 +59,7 @@ class Scheduler:
         enable_prefix_caching: bool = True,
         cost_model: CostModel | None = None,
         itl_target_ms: float | None = None,
+        tenant_weights: Mapping[str, float] | None = None,
     ) -> None:
         if limits.max_num_seqs > min(limits.max_num_batched_tokens, limits.max_num_logits):
             raise ValueError(
@@ -56,8 +68,8 @@ class Scheduler:
             )
         if itl_target_ms is not None and cost_model is None:
             raise ValueError(f"itl_target_ms: {itl_target_ms}, expected None without a cost model")
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.waiting = WaitingQueue(tenant_weights)
+        self.running: list[Sequence] = []  # by rank
         self.slots: list[Sequence | None] = [None] * limits.max_num_seqs
         self.kv_cache = KVCacheManager(limits, table, enable_prefix_caching)
         self.num_preemptions = 0
@@ -65,10 +77,11 @@ class Scheduler:
         self._cost_model = cost_model
         self._target = LatencyTarget(cost_model, itl_target_ms) if cost_model and itl_target_ms else None
         self._decoding = DecodeBatch(limits.max_num_seqs, table)
-        self._prefilling: list[Sequence] = []  # the other running ones, in the order of their arrival
+        self._prefilling: list[Sequence] = []  # the other running ones, by rank
         self._table = table
         self._free_slots = list(reversed(range(limits.max_num_seqs)))
         self._finished: list[Sequence] = []
+        self._begun: list[Request] = []
 
     @property
     def has_work(self) -> bool:
@@ -86,37 +99,44 @@ class Scheduler:
 
     def can_admit(self) -> bool:
         """Whether there are a slot and blocks for the first of the waiting sequences."""
-        return bool(self.waiting and self._free_slots) and self.kv_cache.can_begin(self.waiting[0])
+        first = self.waiting.first
+        return first is not None and bool(self._free_slots) and self.kv_cache.can_begin(first)
 
     def add(self, sequence: Sequence) -> None:
         """Queue ``sequence``. Raises ValueError for one that would not fit the KV cache even alone."""
         needed = num_blocks(sequence.max_num_tokens - 1)  # the last token is never computed
         if needed > self._limits.num_kv_blocks:
             raise ValueError(f"sequence: needs {needed} KV blocks, expected at most {self._limits.num_kv_blocks}")
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
 
     def finish(self, sequence: Sequence, reason: str) -> None:
         """Let ``sequence`` take no further step. The run at hand may still use its slot and blocks: they return with
         the next schedule."""
         sequence.finish_reason = reason
+        self.waiting.finish(sequence)
         if sequence.is_running:
             self._table.stop_flags[sequence.slot] = 1
             self._finished.append(sequence)
-        else:
-            self.waiting.remove(sequence)
+
+    def take_begun(self) -> list[Request]:
+        """The requests of which something has been admitted for the first time since this was last asked."""
+        begun, self._begun = self._begun, []
+        return begun
 
     def schedule(self) -> ScheduledStep | None:
         """The next step, or None where no sequence is left. Not to be called while a step runs."""
         self._release_finished()
         has_preempted = self._grow_tables()
+        if self._free_slots:
+            self.waiting.settle()
+        self._admit_urgent()
         step = StepBuilder(self._limits, self._decoding, self._target)
         for sequence in self._prefilling:
             step.add(sequence)
         while not has_preempted and step.has_room and self.can_admit():
-            if self.kv_cache.is_being_cached(self.waiting[0], self._prefilling):
+            if self._first_is_being_cached():
                 break
-            self._admit(self.waiting.popleft())
-            step.add(self.running[-1])
+            step.add(self._admit_first())
         if not step.sequences:
             return None
         only_decodes = not self._prefilling and not self.can_admit()
@@ -159,10 +179,30 @@ class Scheduler:
         self._free_slots.append(sequence.slot)
         sequence.slot = NO_SLOT
 
-    def _admit(self, sequence: Sequence) -> None:
-        """Let ``sequence``, which waited, run: in a slot, with blocks for all its tokens."""
-        self.running.append(sequence)
-        self._prefilling.append(sequence)
+    def _first_is_being_cached(self) -> bool:
+        first = self.waiting.first
+        return first is not None and self.kv_cache.is_being_cached(first, self._prefilling)
+
+    def _admit_urgent(self) -> None:
+        """Let what waits run in the place of what is of a lower priority, the last in rank first."""
+        while self._first_is_urgent() and not self._first_is_being_cached():
+            while not self.can_admit():
+                if not self._first_is_urgent():
+                    return
+                self._preempt(self.running.pop())
+            self._admit_first()
+
+    def _first_is_urgent(self) -> bool:
+        first = self.waiting.first
+        return first is not None and bool(self.running) and self.running[-1].rank[0] > first.rank[0]
+
+    def _admit_first(self) -> Sequence:
+        """Let the first that waits run: in a slot, with blocks for all its tokens."""
+        sequence = self.waiting.pop()
+        if not sequence.request.has_begun:
+            self._begun.append(sequence.request)
+        insort(self.running, sequence, key=_rank)
+        insort(self._prefilling, sequence, key=_rank)
         slot = sequence.slot = self._free_slots.pop()
         self.slots[slot] = sequence
         table = self._table
@@ -173,9 +213,11 @@ class Scheduler:
             sequence.request.constraints.write(table, slot)
         table.stop_flags[slot] = 0
         self.kv_cache.begin(sequence)
+        self.waiting.charge(sequence)
+        return sequence
 
     def _grow_tables(self) -> bool:
-        """Give every sequence that decodes, oldest first, a block for its next row; whether that took a preemption. One
+        """Give every sequence that decodes, by rank, a block for its next row; whether that took a preemption. One
         that lacks more rows has had blocks for all of them since it was admitted."""
         before = self.num_preemptions
         rows = np.flatnonzero(self._decoding.lacking_blocks(1)).tolist()
@@ -189,7 +231,7 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self._release(sequence)
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
         self.num_preemptions += 1
 
     def _reserve_ahead(self) -> int:
@@ -203,3 +245,7 @@ class Scheduler:
                 break
             max_steps //= 2
         return max_steps
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,9 @@ from ..model.tokenizer import Tokenizer
 from .messages import Delta, TokenLogprob
 from .request import Request
 from .stop_checker import StopChecker
+
+if TYPE_CHECKING:
+    from .waiting_queue import Lane
 
 NO_SLOT = -1
 NO_ROW = -1
@@ -26,7 +31,14 @@ class Sequence:
     ``block_hashes`` are those of its first full blocks, as far as they have been worked out; of its blocks the first
     ``num_cached_blocks`` can be found by others. ``num_cached_tokens`` is how many of the prompt's tokens it found
     when it was first admitted; None before.
+
+    ``rank``, ``lane`` and ``charged_cost`` are the waiting queue's, which gives them when the sequence is added: its
+    priority and number of arrival (what is less goes first, and is preempted last), where it queues, and how much of
+    what it cost its tenant has been charged for.
     """
+
+    rank: tuple[int, int]
+    lane: Lane
 
     def __init__(self, request: Request, index: int, tokenizer: Tokenizer) -> None:
         self.request = request
@@ -43,6 +55,7 @@ class Sequence:
         self.num_cached_blocks = 0
         self.num_cached_tokens: int | None = None
         self.finish_reason: str | None = None
+        self.charged_cost = 0
 
         params = request.params
         self.detokenizer = (

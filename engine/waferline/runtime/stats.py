@@ -10,6 +10,10 @@ class EngineStats(msgspec.Struct, kw_only=True):
 
     num_requests_running: int  # sequences with a slot
     num_requests_waiting: int  # sequences without
+    num_tokens_waiting: int  # theirs: of their prompts, and of what they had before they were preempted
+    oldest_wait_seconds: float  # of those that wait, since its request arrived
+    requests_begun_total: int  # requests of which a sequence has had a slot
+    request_queue_time_seconds_total: float  # of those, from the arrival to the first slot
     kv_cache_usage: float  # share of the KV blocks that running sequences hold, 0 to 1
     num_preemptions_total: int
     prefix_cache_queries_total: int  # tokens looked up in the prefix cache
@@ -36,3 +40,6 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_kv_blocks: int
     enable_prefix_caching: bool
     itl_target_ms: float | None
+    max_waiting_requests: int | None
+    max_waiting_tokens: int | None
+    max_ttft_ms: float | None

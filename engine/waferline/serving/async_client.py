@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..runtime.messages import Delta, EngineOutput
 from ..runtime.outputs import RequestOutput
@@ -19,6 +19,11 @@ from .call import Batch, Call
 from .client import DEFAULT_TIMEOUT_S
 from .connection import Connection
 from .session import Inbox, T, checked
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..runtime.request_options import RequestOptions
 
 
 class AsyncClient:
@@ -38,13 +43,12 @@ class AsyncClient:
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
-        *,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """As ``Client.generate``; cancelling the task cancels the requests."""
         inbox: AsyncInbox[EngineOutput] = AsyncInbox()
         self._start_waiting()
-        with closing(Batch(self._connection, prompts, sampling_params, cache_salt, inbox)) as batch:
+        with closing(Batch(self._connection, prompts, sampling_params, options, inbox)) as batch:
             while not batch.is_done:
                 batch.send()
                 await inbox.wait()
@@ -56,12 +60,11 @@ class AsyncClient:
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncTokenStream:
         """As ``Client.stream``; the request is sent at once, not with the first delta asked for."""
         self._start_waiting()
-        return AsyncTokenStream(self._connection, prompt, sampling_params, request_id, cache_salt)
+        return AsyncTokenStream(self._connection, prompt, sampling_params, request_id, options)
 
     async def cancel(self, request_id: str) -> None:
         """As ``Client.cancel``."""
@@ -152,10 +155,10 @@ class AsyncTokenStream(Call, AsyncIterator[Delta]):
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None = None,
-        cache_salt: str | None = None,
+        options: RequestOptions | None = None,
     ) -> None:
         self._inbox: AsyncInbox[EngineOutput] = AsyncInbox()
-        super().__init__(connection, prompt, params, request_id, cache_salt, self._inbox)
+        super().__init__(connection, prompt, params, request_id, options, self._inbox)
 
     async def __anext__(self) -> Delta:
         while not self._is_over:

@@ -8,6 +8,7 @@ from ..runtime.errors import RequestFailed
 from ..runtime.messages import Accepted, Delta, EngineOutput, Finished
 from ..runtime.outputs import RequestCollector, RequestOutput, result_of_prompt
 from ..runtime.prompts import Prompt, Prompts, pair_prompts
+from ..runtime.request_options import RequestOptions
 from ..runtime.sampling_params import SamplingParams
 from .connection import Connection
 from .session import Inbox, checked
@@ -29,13 +30,13 @@ class Call:
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None,
-        cache_salt: str | None,
+        options: RequestOptions | None,
         inbox: Inbox[EngineOutput],
     ) -> None:
         self._connection = connection
         self.accepted: Accepted | None = None
         self.finished: Finished | None = None
-        self.request_id = connection.generate(prompt, params or SamplingParams(), inbox, request_id, cache_salt)
+        self.request_id = connection.generate(prompt, params or SamplingParams(), inbox, request_id, options)
         self._is_over = False
 
     def close(self) -> None:
@@ -67,11 +68,11 @@ class Batch:
         connection: Connection,
         prompts: Prompts,
         params: SamplingParams | list[SamplingParams] | None,
-        cache_salt: str | None,
+        options: RequestOptions,
         inbox: Inbox[EngineOutput],
     ) -> None:
         self._connection = connection
-        self._cache_salt = cache_salt
+        self._options = options
         self._inbox = inbox
         self._waiting = deque(enumerate(pair_prompts(prompts, params)))
         self._in_flight: dict[str, tuple[int, RequestCollector]] = {}
@@ -86,7 +87,7 @@ class Batch:
         while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
             index, (prompt, params) = self._waiting.popleft()
             try:
-                request_id = self._connection.generate(prompt, params, self._inbox, cache_salt=self._cache_salt)
+                request_id = self._connection.generate(prompt, params, self._inbox, options=self._options)
             except RequestFailed as error:
                 raise RequestFailed(error.code, f"prompts[{index}]: {error.message}") from None
             self._in_flight[request_id] = index, RequestCollector(request_id, prompt, params)

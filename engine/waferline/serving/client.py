@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -20,6 +20,11 @@ from .address import DEFAULT_ADDRESS
 from .call import Batch, Call
 from .connection import Connection
 from .session import Inbox, T, checked
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..runtime.request_options import RequestOptions
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -46,17 +51,17 @@ class Client:
         self,
         prompts: Prompts,
         sampling_params: SamplingParams | list[SamplingParams] | None = None,
-        *,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """Complete one prompt or a list of them; the outputs, in the order of the prompts.
 
         A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each.
-        ``cache_salt``: cached prefixes are shared only with requests of the same salt. Raises RequestFailed, naming the
-        prompt's index, where one fails; the others are cancelled then, as they are by Ctrl-C.
+        ``options``: ``cache_salt``, ``priority``, ``tenant``, ``deadline_ms`` and ``queue_timeout_ms``, see
+        RequestOptions. Raises RequestFailed, naming the prompt's index, where one fails; the others are cancelled then,
+        as they are by Ctrl-C.
         """
         inbox: Inbox[EngineOutput] = Inbox()
-        with closing(Batch(self._connection, prompts, sampling_params, cache_salt, inbox)) as batch:
+        with closing(Batch(self._connection, prompts, sampling_params, options, inbox)) as batch:
             while not batch.is_done:
                 batch.send()
                 self._wait(inbox)
@@ -68,15 +73,14 @@ class Client:
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
-        cache_salt: str | None = None,
+        **options: Unpack[RequestOptions],
     ) -> TokenStream:
         """Send a request; its deltas, one for each token of each completion, as they arrive.
 
         Closing or dropping the stream before its end cancels the request. ``request_id`` is what ``cancel`` takes; one
         is made up where it is not given. Raises RequestFailed where the request fails.
         """
-        return TokenStream(self, prompt, sampling_params, request_id, cache_salt)
+        return TokenStream(self, prompt, sampling_params, request_id, options)
 
     def cancel(self, request_id: str) -> None:
         """End a request of this client early; its stream ends after the tokens that are on their way."""
@@ -133,11 +137,11 @@ class TokenStream(Call, Iterator[Delta]):
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None = None,
-        cache_salt: str | None = None,
+        options: RequestOptions | None = None,
     ) -> None:
         self._client = client
         self._inbox: Inbox[EngineOutput] = Inbox()
-        super().__init__(client._connection, prompt, params, request_id, cache_salt, self._inbox)
+        super().__init__(client._connection, prompt, params, request_id, options, self._inbox)
 
     def __next__(self) -> Delta:
         while not self._is_over:

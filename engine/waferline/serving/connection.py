@@ -7,6 +7,7 @@ import zmq
 from ..runtime.errors import UNAVAILABLE, RequestFailed
 from ..runtime.messages import EngineOutput
 from ..runtime.prompts import Prompt
+from ..runtime.request_options import RequestOptions
 from ..runtime.sampling_params import SamplingParams
 from .address import check_address
 from .session import Inbox, Session
@@ -52,10 +53,10 @@ class Connection:
         params: SamplingParams,
         inbox: Inbox[EngineOutput],
         request_id: str | None = None,
-        cache_salt: str | None = None,
+        options: RequestOptions | None = None,
     ) -> str:
         """Send a request whose outputs go to ``inbox``; its id."""
-        request_id, frame = self.session.generate(prompt, params, inbox, request_id, cache_salt)
+        request_id, frame = self.session.generate(prompt, params, inbox, request_id, options)
         self.send(frame)
         return request_id
 

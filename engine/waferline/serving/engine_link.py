@@ -38,6 +38,10 @@ class EngineConfig(msgspec.Struct, tag="config", kw_only=True):
     kv_dtype: str | None = None
     enable_prefix_caching: bool | None = None
     itl_target_ms: float | None = None
+    max_waiting_requests: int | None = None
+    max_waiting_tokens: int | None = None
+    max_ttft_ms: float | None = None
+    tenant_weights: dict[str, float] | None = None
 
 
 class Abort(msgspec.Struct, tag="abort"):

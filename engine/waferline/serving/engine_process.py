@@ -41,6 +41,10 @@ LIMITS = (
     "kv_dtype",
     "enable_prefix_caching",
     "itl_target_ms",
+    "max_waiting_requests",
+    "max_waiting_tokens",
+    "max_ttft_ms",
+    "tenant_weights",
 )
 
 

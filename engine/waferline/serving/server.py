@@ -28,6 +28,7 @@ from ..runtime.errors import (
     SHUTTING_DOWN,
     UNKNOWN_REQUEST,
 )
+from ..runtime.request_options import options_of
 from . import wire
 from .engine_link import (
     Abort,
@@ -188,7 +189,10 @@ class Server:
         name = next(self._new_names)
         self._streams[name] = Stream(client, message.id)
         self._names.setdefault(client, {})[message.id] = name
-        self._engine.send(messages.GenerateRequest(name, message.prompt, message.params, message.cache_salt))
+        options = options_of(message)
+        # Unless it says whose a request is, each connection is a tenant of its own.
+        options["tenant"] = message.tenant or f"connection {client.hex()}"
+        self._engine.send(messages.GenerateRequest(name, message.prompt, message.params, **options))
 
     def _refuse(self, client: bytes, error: wire.InvalidMessage) -> None:
         """Answer a message that cannot be taken, without its id where that would seem to end a request in flight."""
@@ -242,7 +246,7 @@ class Server:
                 )
             case messages.RequestError():
                 self._remove(output.request_id)
-                message = wire.Error(output.code, output.message, stream.id)
+                message = wire.Error(output.code, output.message, stream.id, output.retry_after_ms)
         self._send(stream.client, message)
         if isinstance(output, messages.RequestError) and output.code == ENGINE_DEAD:
             raise EngineError(output.message)

@@ -19,7 +19,7 @@ from ..runtime.errors import (
     RequestFailed,
 )
 from ..runtime.messages import Accepted, EngineOutput, Finished, RequestError
-from ..runtime.prompts import check_cache_salt
+from ..runtime.request_options import RequestOptions, check_request_options
 from ..runtime.sampling_params import SamplingParams
 from . import wire
 
@@ -47,7 +47,7 @@ class Inbox(Generic[T]):
 def checked(answer: T | RequestError) -> T:
     """``answer``. Raises RequestFailed where it is an error."""
     if isinstance(answer, RequestError):
-        raise RequestFailed(answer.code, answer.message)
+        raise RequestFailed(answer.code, answer.message, answer.retry_after_ms)
     return answer
 
 
@@ -85,7 +85,7 @@ class Session:
         params: SamplingParams,
         inbox: Inbox[EngineOutput],
         request_id: str | None = None,
-        cache_salt: str | None = None,
+        options: RequestOptions | None = None,
     ) -> tuple[str, bytes]:
         """The request's id, and the frame to send. Raises RequestFailed for what no server would take."""
         if request_id is None:
@@ -95,9 +95,10 @@ class Session:
             raise RequestFailed(INVALID_REQUEST, message)
         if request_id in self._requests:
             raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
-        check_cache_salt(cache_salt)
+        check_request_options(options or {})
+        generate = wire.Generate(request_id, prompt, params, **(options or {}))
         try:
-            frame = wire.encode(wire.Generate(request_id, prompt, params, cache_salt))
+            frame = wire.encode(generate)
         except (TypeError, ValueError, OverflowError) as error:
             raise RequestFailed(INVALID_REQUEST, f"prompt: {error}") from None
         if len(frame) > wire.MAX_MESSAGE_BYTES:
@@ -168,7 +169,7 @@ class Session:
         elif error.code != UNKNOWN_REQUEST:  # the answer to a cancel that crossed the request's end
             request = self._requests.pop(error.id, None)
             if request is not None:
-                request.inbox.put(RequestError(error.id, error.code, error.message))
+                request.inbox.put(RequestError(error.id, error.code, error.message, error.retry_after_ms))
 
     def _feed_pong(self, pong: wire.Pong) -> None:
         inbox = None if pong.nonce is None else self._pings.pop(pong.nonce, None)

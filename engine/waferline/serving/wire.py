@@ -16,7 +16,7 @@ from msgspec import Meta
 
 from ..runtime.errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
 from ..runtime.messages import Delta, TokenLogprob
-from ..runtime.prompts import MAX_CACHE_SALT_LENGTH
+from ..runtime.request_options import MAX_MILLISECONDS, MAX_NAME_LENGTH, MAX_PRIORITY, MIN_PRIORITY
 from ..runtime.sampling_params import SamplingParams
 
 PROTOCOL_VERSION = 1
@@ -27,6 +27,8 @@ MAX_PROMPT_LENGTH = 1 << 20  # characters or token ids; the model's own bound is
 
 RequestId = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
+Milliseconds = Annotated[int, Meta(ge=1, le=MAX_MILLISECONDS)]
 Nonce = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -34,7 +36,11 @@ class Generate(msgspec.Struct, tag_field="type", tag="generate", forbid_unknown_
     id: RequestId
     prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[TokenId], Meta(min_length=1)]
     params: SamplingParams = msgspec.field(default_factory=SamplingParams)
-    cache_salt: Annotated[str, Meta(min_length=1, max_length=MAX_CACHE_SALT_LENGTH)] | None = None
+    cache_salt: Name | None = None
+    priority: Annotated[int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY)] = 0
+    tenant: Name | None = None
+    deadline_ms: Milliseconds | None = None
+    queue_timeout_ms: Milliseconds | None = None
 
 
 class Cancel(msgspec.Struct, tag_field="type", tag="cancel", forbid_unknown_fields=True):
@@ -111,6 +117,7 @@ class Error(msgspec.Struct, tag_field="type", tag="error", omit_defaults=True):
     code: str
     message: str
     id: str | None = None
+    retry_after_ms: int | None = None
 
 
 class Pong(msgspec.Struct, tag_field="type", tag="pong", omit_defaults=True):

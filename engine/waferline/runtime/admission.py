@@ -1,0 +1,177 @@
+"""Admission: whether a request is taken, or answered at once that there is too much to do already.
+
+The queue is bounded in completions and in tokens, and by the time to first token that a new request would see. That is
+predicted from what stands before it in the fair order, prompts that are still being computed included. Take D running
+completions, C that can run at once, and steps that have room for R rows of prompts beside them. What is ahead are t
+prompt tokens and so many completions that k have to end before there is a slot, each after m tokens on average. That
+takes at least t/R steps, and, as C*n/m completions end in n steps, at least k*m/C:
+
+    time = max(t/R, k*m/C) * (a step of D rows) + t * (what one more row of a prompt takes)
+
+With the cost model's 5 ms for a step of 8 rows, 0.1 ms a row, R = 256 and free slots, 2,000 tokens ahead take
+2000/256 * 5 + 2000 * 0.1 = 239 ms. ``m`` is learnt from the completions that end; before the first one it counts as 0.
+Prompts count in full although part of them may be found in the prefix cache: a prediction errs to the long side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from waferline_kernels.sequences import ExecutorLimits
+
+from ..fabric.cost import CostModel
+from .errors import OVERLOADED, RequestFailed
+from .request import Request
+from .scheduler import Scheduler
+
+OUTPUT_TOKENS_RATE = 1 / 32  # by which the average length of completions follows, after as many
+
+
+@dataclass(frozen=True)
+class AdmissionLimits:
+    """None: no limit. ``max_waiting_requests``: completions that wait for a slot. ``max_waiting_tokens``: of their
+    prompts. ``max_ttft_ms``: predicted milliseconds from a request's arrival to its first token.
+
+    Raises TypeError or ValueError for what is none of that.
+    """
+
+    max_waiting_requests: int | None = None
+    max_waiting_tokens: int | None = None
+    max_ttft_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_waiting_requests", "max_waiting_tokens"):
+            value: Any = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise TypeError(f"{name}: {value!r}, expected an integer or None")
+            if value is not None and value < 0:
+                raise ValueError(f"{name}: {value}, expected at least 0")
+        value = self.max_ttft_ms
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise TypeError(f"max_ttft_ms: {value!r}, expected a number or None")
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"max_ttft_ms: {value}, expected a number above 0")
+
+
+class Admission:
+    """Decides for ``scheduler``, whose steps within ``limits`` take what ``cost_model`` says. No clock and no threads.
+
+    A request counts from ``check`` on, be it that the scheduler is told of it (``taken_up``) only later.
+    """
+
+    def __init__(
+        self,
+        bounds: AdmissionLimits,
+        scheduler: Scheduler,
+        limits: ExecutorLimits,
+        cost_model: CostModel,
+        itl_target_ms: float | None = None,
+    ) -> None:
+        self.bounds = bounds
+        self.num_output_tokens = 0.0  # of a completion, on average
+        self._scheduler = scheduler
+        self._limits = limits
+        self._cost_model = cost_model
+        self._itl_target_ms = itl_target_ms
+        self._num_ended = 0
+        self._arriving: set[Request] = set()
+
+    def check(self, request: Request) -> None:
+        """Let ``request`` in, or raise RequestFailed, code "overloaded", with the time after which to ask again."""
+        if self.bounds == AdmissionLimits():
+            return
+        self._check_queue(request)
+        if self.bounds.max_ttft_ms is not None:
+            self._check_ttft(request, self.bounds.max_ttft_ms)
+        self._arriving.add(request)
+
+    def taken_up(self, request: Request) -> None:
+        """The scheduler has been told of ``request``, or will never be."""
+        self._arriving.discard(request)
+
+    def ended(self, num_output_tokens: int) -> None:
+        """Learn from a completion that has ended with so many tokens."""
+        self._num_ended += 1
+        rate = max(OUTPUT_TOKENS_RATE, 1 / self._num_ended)
+        self.num_output_tokens += rate * (num_output_tokens - self.num_output_tokens)
+
+    def predict_ttft_ms(self, request: Request) -> float:
+        """Milliseconds until the first token of ``request``, were it taken now."""
+        return sum(self._predict(request))
+
+    def _check_queue(self, request: Request) -> None:
+        scheduler, bounds = self._scheduler, self.bounds
+        own, own_tokens = _size([request])
+        arriving, arriving_tokens = _size(self._arriving)
+        waiting, tokens = len(scheduler.waiting) + arriving, scheduler.waiting.num_tokens + arriving_tokens
+        is_idle = not waiting and not scheduler.num_running
+        num_free = self._num_free_slots()
+        if is_idle or waiting + own <= num_free:
+            return
+        mean_tokens = (tokens + own_tokens) / (waiting + own)
+        for name, value, bound, tokens_each in (
+            ("max_waiting_requests", waiting + own - num_free, bounds.max_waiting_requests, mean_tokens),
+            ("max_waiting_tokens", tokens + own_tokens, bounds.max_waiting_tokens, 1.0),
+        ):
+            if bound is not None and value > bound:
+                over = (value - bound) * tokens_each
+                later = self._milliseconds(over, 0 if num_free else over / mean_tokens, mean_tokens)
+                raise _overloaded(f"{name}: {value} with this request, expected at most {bound}", later)
+
+    def _check_ttft(self, request: Request, max_ttft_ms: float) -> None:
+        ahead, own = self._predict(request)
+        if ahead > 0 and ahead + own > max_ttft_ms:
+            later = ahead - max(0.0, max_ttft_ms - own)
+            raise _overloaded(f"max_ttft_ms: {ahead + own:.0f} are predicted, expected at most {max_ttft_ms:g}", later)
+
+    def _predict(self, request: Request) -> tuple[float, float]:
+        """Milliseconds for what is ahead of ``request``, and for its own prompt."""
+        scheduler = self._scheduler
+        num_own = len(request.prompt_token_ids)
+        num_ahead, num_tokens = scheduler.waiting.ahead_of(
+            request.priority, request.tenant, num_own, self.num_output_tokens
+        )
+        arriving, arriving_tokens = _size(self._arriving)
+        computing = sum(sequence.num_tokens - sequence.num_computed_tokens - 1 for sequence in scheduler.running)
+        turns = max(0.0, num_ahead + arriving + 1 - self._num_free_slots())
+        ahead = self._milliseconds(num_tokens + arriving_tokens + max(0, computing), turns, num_own)
+        return ahead, self._milliseconds(num_own, 0, num_own)
+
+    def _milliseconds(self, num_tokens: float, turns: float, prompt_tokens: float) -> float:
+        """The time to compute ``num_tokens`` of prompts, each of about ``prompt_tokens``, beside what is running, and
+        until ``turns`` completions have ended."""
+        running = self._scheduler.running
+        decoding = max(1, len(running))
+        context = max(1, sum(sequence.num_tokens for sequence in running))
+        room = max(1.0, self._limits.max_num_batched_tokens - decoding)
+        predict = self._cost_model.predict_step_ms
+        step = predict(decoding, context, decoding)
+        full_step = predict(decoding + int(room), context + int(room * prompt_tokens / 2), decoding)
+        row = max(0.0, full_step - step) / int(room)
+        if self._itl_target_ms is not None and full_step > self._itl_target_ms and row > 0:
+            room = max(1.0, (self._itl_target_ms - step) / row)
+        num_concurrent = decoding if self._is_out_of_blocks() else self._limits.max_num_seqs
+        num_steps = max(num_tokens / room, turns * self.num_output_tokens / num_concurrent)
+        return num_steps * step + num_tokens * row
+
+    def _is_out_of_blocks(self) -> bool:
+        scheduler = self._scheduler
+        return (
+            scheduler.num_running < self._limits.max_num_seqs and bool(scheduler.waiting) and not scheduler.can_admit()
+        )
+
+    def _num_free_slots(self) -> int:
+        return 0 if self._is_out_of_blocks() else self._limits.max_num_seqs - self._scheduler.num_running
+
+
+def _overloaded(message: str, milliseconds: float) -> RequestFailed:
+    return RequestFailed(OVERLOADED, message, max(1, math.ceil(milliseconds)))
+
+
+def _size(requests: Iterable[Request]) -> tuple[int, int]:
+    """Completions, and the prompt tokens of all of them."""
+    sizes = [(request.params.n, len(request.prompt_token_ids)) for request in requests]
+    return sum(n for n, _ in sizes), sum(n * tokens for n, tokens in sizes)
