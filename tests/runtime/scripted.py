@@ -129,12 +129,11 @@ def make_request(
     prompt_logprobs: int | None = None,
     stop: str | None = None,
     stop_ids: tuple[int, ...] = (),
-    cache_salt: str | None = None,
+    **options: Any,
 ) -> Request:
+    """``options``: of RequestOptions."""
     params = SamplingParams(n=n, max_tokens=max_tokens, stop=stop, prompt_logprobs=prompt_logprobs)
-    request = Request(
-        name, prompt, params, seed, max_tokens, list(stop_ids), frozenset(stop_ids), cache_salt=cache_salt
-    )
+    request = Request(name, prompt, params, seed, max_tokens, list(stop_ids), frozenset(stop_ids), **options)
     tokenizer: Any = LetterTokenizer()
     request.sequences = [Sequence(request, index, tokenizer) for index in range(n)]
     return request

@@ -153,18 +153,12 @@ class Admission:
         row = max(0.0, full_step - step) / int(room)
         if self._itl_target_ms is not None and full_step > self._itl_target_ms and row > 0:
             room = max(1.0, (self._itl_target_ms - step) / row)
-        num_concurrent = decoding if self._is_out_of_blocks() else self._limits.max_num_seqs
+        num_concurrent = decoding if self._scheduler.is_out_of_blocks else self._limits.max_num_seqs
         num_steps = max(num_tokens / room, turns * self.num_output_tokens / num_concurrent)
         return num_steps * step + num_tokens * row
 
-    def _is_out_of_blocks(self) -> bool:
-        scheduler = self._scheduler
-        return (
-            scheduler.num_running < self._limits.max_num_seqs and bool(scheduler.waiting) and not scheduler.can_admit()
-        )
-
     def _num_free_slots(self) -> int:
-        return 0 if self._is_out_of_blocks() else self._limits.max_num_seqs - self._scheduler.num_running
+        return 0 if self._scheduler.is_out_of_blocks else self._limits.max_num_seqs - self._scheduler.num_running
 
 
 def _overloaded(message: str, milliseconds: float) -> RequestFailed:

@@ -102,6 +102,12 @@ class Scheduler:
         first = self.waiting.first
         return first is not None and bool(self._free_slots) and self.kv_cache.can_begin(first)
 
+    @property
+    def is_out_of_blocks(self) -> bool:
+        """Whether there is a slot for the first of the waiting sequences, but not the blocks."""
+        first = self.waiting.first
+        return first is not None and bool(self._free_slots) and not self.kv_cache.can_begin(first)
+
     def add(self, sequence: Sequence) -> None:
         """Queue ``sequence``. Raises ValueError for one that would not fit the KV cache even alone."""
         needed = num_blocks(sequence.max_num_tokens - 1)  # the last token is never computed
