@@ -13,7 +13,8 @@ MIN_TO_COMPACT = 64
 class Deadlines:
     """The times, in nanoseconds of one monotonic clock, at which something may have to be done about a request.
 
-    ``next_ns`` is the earliest of them, None where there is none; any thread may read it.
+    ``next_ns`` is the earliest of them, be it of a request that has ended since; None where there is none. Any thread
+    may read it.
     """
 
     def __init__(self) -> None:
@@ -33,13 +34,13 @@ class Deadlines:
         """The requests, not ended yet, one of whose times has come by ``now_ns``, the earliest first."""
         if self.next_ns is None or now_ns < self.next_ns:
             return []
-        due: list[Request] = []
+        due: dict[Request, None] = {}  # each once
         while self._heap and self._heap[0][0] <= now_ns:
             request = heapq.heappop(self._heap)[2]
             if not request.is_finished:
-                due.append(request)
+                due[request] = None
         self._update()
-        return due
+        return list(due)
 
     def _update(self) -> None:
         """Forget what has ended: at once where it comes first, the rest when it is half of all."""
