@@ -3,11 +3,12 @@ its own tokens, and every slot and block returns."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from invariants import check_blocks, check_contents, check_decode_batch
@@ -118,6 +119,8 @@ class SchedulerMachine(RuleBasedStateMachine):
             stop=STOP_STRING if random.random() < 0.3 else None,
             stop_ids=STOP_IDS if random.random() < 0.5 else (),
             cache_salt=cache_salt or str(random.choice(["one", "two"])),
+            priority=int(random.choice([0, 0, 0, -1, 2])),
+            tenant=str(random.choice(["a", "b"])),
         )
         for sequence in request.sequences:
             self.all.append(sequence)
@@ -149,7 +152,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         if step is None:
             return
         assert 1 <= step.max_steps <= MAX_STEPS
-        assert alive[0] in step.sequences, "the oldest always advances"
+        assert self.scheduler.running[0] in step.sequences, "the first in rank always advances"
+        last = self.scheduler.running[-1].rank[0]
+        may_wait = not self.scheduler.can_admit() or self.scheduler._first_is_being_cached()
+        assert may_wait or all(waiting.rank[0] >= last for waiting in self.scheduler.waiting)
         assert step.batch["count"].sum() <= self.limits.max_num_batched_tokens
         assert step.batch["num_logits"].sum() <= self.limits.max_num_logits
         self.check_time(step)
@@ -177,10 +183,13 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert self.costs.predict_step_ms(*step.shape) <= longest
 
     @invariant()
-    def sequences_are_in_order_of_arrival(self) -> None:
-        order = {id(sequence): number for number, sequence in enumerate(self.all)}
-        numbers = [order[id(sequence)] for sequence in [*self.scheduler.running, *self.scheduler.waiting]]
-        assert numbers == sorted(numbers)
+    def running_sequences_are_in_the_order_of_their_rank(self) -> None:
+        ranks = [sequence.rank for sequence in self.scheduler.running]
+        assert ranks == sorted(ranks)
+        places = [(s.request.priority, s.request.tenant, s.rank) for s in self.scheduler.waiting]
+        assert places == sorted(
+            places, key=lambda place: (place[0], [p[:2] for p in places].index(place[:2]), place[2])
+        )
 
     @invariant()
     def blocks_are_held_and_shared_rightly(self) -> None:
@@ -344,6 +353,79 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     assert scheduler.num_preemptions > 0
     for sequence, seed in ((old, 3), (young, 4)):
         assert sequence.token_ids[20:] == expected_tokens(sequence.token_ids[:20], 40, seed)
+
+
+def test_one_of_a_higher_priority_takes_the_place_of_the_last_of_a_lower_one() -> None:
+    scheduler, executor = make_scheduler(seqs=2)
+    later, usual, usual_too, urgent, urgent_too = (
+        make_sequence([number], 20, name=str(number), priority=priority)
+        for number, priority in enumerate((1, 0, 0, -1, -1))
+    )
+    for sequence in (later, usual):
+        scheduler.add(sequence)
+    assert [s.request.request_id for s in run_once(scheduler, executor)] == ["1", "0"]
+    scheduler.add(usual_too)
+    assert [s.request.request_id for s in run_once(scheduler, executor)] == ["1", "2"]
+    assert later.num_output_tokens == 1
+    scheduler.add(urgent)
+    scheduler.add(urgent_too)
+    assert [s.request.request_id for s in run_once(scheduler, executor)] == ["3", "4"]
+    assert scheduler.num_preemptions == 3
+    run_all(scheduler, executor)
+    assert {s.num_output_tokens for s in (later, usual, usual_too, urgent, urgent_too)} == {20}
+
+
+def run_once(scheduler: Scheduler, executor: ScriptedExecutor) -> list[Sequence]:
+    """Take one step; what runs then, by rank."""
+    step = scheduler.schedule()
+    assert step is not None
+    step.max_steps = 1
+    run_step(scheduler, executor, step)
+    return scheduler.running
+
+
+def test_no_blocks_are_taken_for_a_higher_priority_from_its_own() -> None:
+    scheduler, executor = make_scheduler(seqs=4, blocks=4, max_model_len=64)
+    scheduler.add(make_sequence([1] * 30, 10, name="a"))
+    scheduler.add(make_sequence([2] * 30, 10, name="b", tenant="other"))
+    run_once(scheduler, executor)
+    scheduler.add(make_sequence([3] * 10, 10, name="c", tenant="third"))
+    run_once(scheduler, executor)
+    assert (scheduler.num_running, scheduler.num_preemptions) == (2, 0)
+    scheduler.add(make_sequence([4] * 30, 10, name="d", priority=-1))
+    assert [s.request.request_id for s in run_once(scheduler, executor)] == ["d", "a"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from("ab")), min_size=2, max_size=12),
+    seqs=st.integers(2, 6),
+)
+def test_a_sequence_is_preempted_no_more_often_than_blocks_are_needed_anew(
+    sizes: list[tuple[int, int, str]], seqs: int
+) -> None:
+    scheduler, executor = make_scheduler(seqs=seqs, blocks=8, max_model_len=128)
+    sequences = [
+        make_sequence([number] * prompt, output, name=str(number), tenant=tenant)
+        for number, (prompt, output, tenant) in enumerate(sizes)
+    ]
+    times: Counter[Sequence] = Counter()
+    preempt = scheduler._preempt
+
+    def count_and_preempt(sequence: Sequence) -> None:
+        times[sequence] += 1
+        preempt(sequence)
+
+    scheduler._preempt = count_and_preempt  # type: ignore[method-assign]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    run_all(scheduler, executor)
+    num_new_blocks = 0  # of a sequence and those before it, after their prompts
+    for sequence in sequences:
+        num_new_blocks += -(-sequence.num_tokens // KV_BLOCK_SIZE) - -(-sequence.num_prompt_tokens // KV_BLOCK_SIZE)
+        assert times[sequence] <= num_new_blocks
+        assert sequence.is_finished
+    assert not times[sequences[0]]
 
 
 def test_blocks_are_reserved_ahead_only_as_far_as_there_are_any() -> None:
