@@ -51,10 +51,19 @@ class RecordingCore:
         self.core._executor.run = run_slowly
 
     def add(
-        self, request_id: str, prompt: Any, params: Any = None, cache_salt: str | None = None, **fields: Any
+        self,
+        request_id: str,
+        prompt: Any,
+        params: Any = None,
+        cache_salt: str | None = None,
+        options: dict[str, Any] | None = None,
+        **fields: Any,
     ) -> None:
+        """``options``: of RequestOptions; ``fields``: of SamplingParams, where there are no ``params``."""
         params = params or SamplingParams(**fields)
-        self._requests[request_id] = GenerateRequest(request_id, prompt, params, cache_salt)
+        self._requests[request_id] = GenerateRequest(
+            request_id, prompt, params, **{"cache_salt": cache_salt, **(options or {})}
+        )
         self.core.add(self._requests[request_id])
 
     def wait_for_deltas(self, request_id: str, count: int) -> list[Delta]:
@@ -121,3 +130,37 @@ class RecordingCore:
             own = self.deltas(request_id, index)
             assert [delta.finish_reason for delta in own[:-1]] == [None] * (len(own) - 1)
             assert reason == "abort" or own[-1].finish_reason == reason
+
+
+class Gate:
+    """Lets the runs of an engine begin one by one; ``spans`` and ``num_steps`` tell of each that has ended."""
+
+    def __init__(self, core: EngineCore) -> None:
+        self.spans: list[list[tuple[int, ...]]] = []
+        self.num_steps: list[int] = []
+        self._arrived, self._opened = threading.Semaphore(0), threading.Semaphore(0)
+        self._is_open = False
+        self._run = core._executor.run
+        core._executor.run = self._run_when_let  # type: ignore[method-assign]
+
+    def _run_when_let(self, program: Any, batch: Any, max_steps: int) -> Any:
+        self._arrived.release()
+        assert self._is_open or self._opened.acquire(timeout=TIMEOUT_S)
+        result = self._run(program, batch, max_steps)
+        self.spans.append(batch.tolist())
+        self.num_steps.append(result.num_steps)
+        return result
+
+    def wait_for_run(self) -> None:
+        """Until a run is about to begin."""
+        assert self._arrived.acquire(timeout=TIMEOUT_S)
+
+    def let_one(self) -> None:
+        """Let the run that is about to begin go on, and wait for the next."""
+        self._opened.release()
+        self.wait_for_run()
+
+    def open(self) -> None:
+        """Let all runs go on."""
+        self._is_open = True
+        self._opened.release()
