@@ -164,3 +164,15 @@ class Gate:
         """Let all runs go on."""
         self._is_open = True
         self._opened.release()
+
+
+def hold_long_runs(core: EngineCore) -> None:
+    """Let a run of many steps begin only when the engine has been woken, and so take one."""
+    run, table = core._executor.run, core._executor.sequences
+
+    def run_when_woken(program: Any, batch: Any, max_steps: int) -> Any:
+        while max_steps > 1 and not table.wake[0]:
+            time.sleep(0.001)
+        return run(program, batch, max_steps)
+
+    core._executor.run = run_when_woken  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from recorder import Gate, RecordingCore
+from recorder import Gate, RecordingCore, hold_long_runs
 
 from waferline.model.load import Model
 from waferline.runtime.messages import Accepted, Finished
@@ -108,15 +108,8 @@ def test_one_that_was_preempted(tiny_model: Model) -> None:
 
 def test_a_deadline_ends_a_run_of_many_steps(tiny_model: Model) -> None:
     with RecordingCore(tiny_model) as recorder:
-        run, table = recorder.core._executor.run, recorder.core._executor.sequences
-
-        def run_until_woken(program: Any, batch: Any, max_steps: int) -> Any:
-            while max_steps > 1 and not table.wake[0]:
-                time.sleep(0.001)
-            return run(program, batch, max_steps)
-
-        recorder.core._executor.run = run_until_woken
-        recorder.add("late", "abc", options={"deadline_ms": 50}, **LONG)
+        hold_long_runs(recorder.core)
+        recorder.add("late", "abc", options={"deadline_ms": 300}, **LONG)
         end = recorder.wait("late")
         assert isinstance(end, Finished)
         assert end.finish_reasons == ["deadline"]
@@ -126,14 +119,7 @@ def test_a_deadline_ends_a_run_of_many_steps(tiny_model: Model) -> None:
 
 def test_a_queue_timeout_takes_effect_beside_a_run_of_many_steps(tiny_model: Model) -> None:
     with RecordingCore(tiny_model, max_num_seqs=1) as recorder:
-        run, table = recorder.core._executor.run, recorder.core._executor.sequences
-
-        def run_until_woken(program: Any, batch: Any, max_steps: int) -> Any:
-            while max_steps > 1 and not table.wake[0]:
-                time.sleep(0.001)
-            return run(program, batch, max_steps)
-
-        recorder.core._executor.run = run_until_woken
+        hold_long_runs(recorder.core)
         recorder.add("runs", "abc", **LONG)
         recorder.add("waits", "abc", options={"queue_timeout_ms": 30}, **LONG)
         assert recorder.error("waits") == ("deadline_exceeded", "queue_timeout_ms: 30, and it had not begun")

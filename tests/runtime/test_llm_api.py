@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from recorder import TINY_MODEL
+from recorder import TINY_MODEL, hold_long_runs
 
 from waferline import LLM, AsyncLLM, RequestFailed, SamplingParams
 from waferline.runtime.engine_core import SWITCH_INTERVAL_S
@@ -177,6 +177,31 @@ def test_prompts_share_what_is_cached_with_those_of_their_salt(llm: LLM) -> None
             async for _ in llm.stream(prompt, cache_salt="b"):
                 pass
             assert llm.stats()["prefix_cache_hits_total"] == 64
+
+    asyncio.run(run())
+
+
+def test_too_much_to_do_is_told_at_once() -> None:
+    with LLM(TINY_MODEL, max_num_seqs=1, max_waiting_requests=0, tenant_weights={"acme": 2}) as llm:
+        hold_long_runs(llm._core)
+        stream = llm.stream("abc", LONG, tenant="acme", priority=-1)
+        next(stream)
+        with pytest.raises(RequestFailed, match=r"prompts\[0\]: max_waiting_requests: 1 with this") as failed:
+            llm.generate("abc")
+        assert failed.value.code == "overloaded"
+        assert failed.value.retry_after_ms is not None
+        stream.close()
+        with pytest.raises(TypeError, match="urgency"):
+            llm.generate("abc", urgency=1)  # type: ignore[call-arg]
+
+
+def test_a_completion_out_of_time_has_what_it_has() -> None:
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL) as llm:
+            hold_long_runs(llm._core)
+            [output] = await llm.generate("abc", LONG, deadline_ms=300)
+            assert output.outputs[0].finish_reason == "deadline"
+            assert 0 < len(output.outputs[0].token_ids) < 10
 
     asyncio.run(run())
 

@@ -1,7 +1,7 @@
 """An engine process without a model: its prompts say what happens. Run as a script by the tests' servers.
 
 "echo ..." and lists of ids: ``max_tokens`` tokens, at once; "bulky": the same, with a kilobyte of text each; "slow ..."
-and "sleepy ...": one every 10 ms or 1.5 s; "refuse": an error instead; "die": the process ends by SIGKILL after three
+and "sleepy ...": one every 10 ms or 1.5 s; "refuse": an error instead; "busy": that there is too much to do, naming the request's options; "die": the process ends by SIGKILL after three
 tokens; "halt": the engine reports that it has stopped. A config whose model is "broken" does not load, and "crash" ends
 the process while loading. As many tokens are said to be cached as the cache salt has characters.
 """
@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from waferline.runtime.errors import ENGINE_DEAD, PROMPT_TOO_LONG
+from waferline.runtime.errors import ENGINE_DEAD, OVERLOADED, PROMPT_TOO_LONG
 from waferline.runtime.messages import Accepted, Delta, EngineOutput, Finished, GenerateRequest, RequestError
 from waferline.serving import engine_process
 from waferline.serving.engine_link import EngineConfig
@@ -57,6 +57,9 @@ class FakeEngine:
         running = Running(request)
         if running.kind == "refuse":
             return self._on_output([RequestError(request.request_id, PROMPT_TOO_LONG, "prompt: too long")])
+        if running.kind == "busy":
+            options = f"{request.priority} {request.tenant} {request.deadline_ms} {request.queue_timeout_ms}"
+            return self._on_output([RequestError(request.request_id, OVERLOADED, options, 70)])
         if running.kind == "halt":
             return self._on_output([RequestError(request.request_id, ENGINE_DEAD, "the engine stopped")])
         self._on_output([Accepted(request.request_id, prompt_ids(request.prompt), request.params.seed or 0)])

@@ -337,6 +337,39 @@ def test_a_timeout_that_is_none(timeout: float) -> None:
         Client(timeout=timeout)
 
 
+def test_options_go_to_the_engine_and_the_time_to_come_back_comes_back(server: RunningServer, client: Client) -> None:
+    with pytest.raises(RequestFailed, match="prompts.0.: -2 acme 500 70") as failed:
+        client.generate("busy", priority=-2, tenant="acme", deadline_ms=500, queue_timeout_ms=70)
+    assert (failed.value.code, failed.value.retry_after_ms) == ("overloaded", 70)
+    with pytest.raises(RequestFailed, match="3 acme None None") as failed:
+        list(client.stream("busy", priority=3, tenant="acme"))
+    assert failed.value.retry_after_ms == 70
+    with pytest.raises(RequestFailed, match="deadline_ms: 0, expected an integer from 1"):
+        client.stream("echo", deadline_ms=0)
+    with pytest.raises(TypeError, match="urgency"):
+        client.stream("echo", urgency=1)  # type: ignore[call-arg]
+
+    async def body(client: AsyncClient) -> None:
+        with pytest.raises(RequestFailed, match="-2 acme 500 70") as failed:
+            await client.generate("busy", priority=-2, tenant="acme", deadline_ms=500, queue_timeout_ms=70)
+        assert failed.value.retry_after_ms == 70
+        with pytest.raises(RequestFailed, match="3 acme None None"):
+            async for _ in client.stream("busy", priority=3, tenant="acme"):
+                pass
+
+    run_async(server, body)
+
+
+def test_each_connection_is_a_tenant_of_its_own_unless_it_names_one(server: RunningServer, client: Client) -> None:
+    def tenant(client: Client) -> str:
+        with pytest.raises(RequestFailed) as failed:
+            client.generate("busy")
+        return failed.value.message
+
+    with Client(server.address) as other:
+        assert tenant(client) == tenant(client) != tenant(other)
+
+
 def test_a_cache_salt_goes_to_the_engine_and_the_cached_tokens_come_back(server: RunningServer, client: Client) -> None:
     [output] = client.generate("echo", cache_salt="abc")
     assert output.num_cached_tokens == 3
