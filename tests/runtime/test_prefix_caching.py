@@ -9,8 +9,8 @@ from invariants import check_blocks
 from recorder import RecordingCore
 from scripted import ScriptedExecutor, make_request, make_sequence
 from stepper import run_all, run_step
-from test_scheduler import make_scheduler
 
+from test_scheduler import make_scheduler
 from waferline.model.load import Model
 from waferline.runtime.messages import Finished
 from waferline.runtime.scheduler import Scheduler
