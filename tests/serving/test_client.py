@@ -338,7 +338,7 @@ def test_a_timeout_that_is_none(timeout: float) -> None:
 
 
 def test_options_go_to_the_engine_and_the_time_to_come_back_comes_back(server: RunningServer, client: Client) -> None:
-    with pytest.raises(RequestFailed, match="prompts.0.: -2 acme 500 70") as failed:
+    with pytest.raises(RequestFailed, match=r"prompts\[0\]: -2 acme 500 70") as failed:
         client.generate("busy", priority=-2, tenant="acme", deadline_ms=500, queue_timeout_ms=70)
     assert (failed.value.code, failed.value.retry_after_ms) == ("overloaded", 70)
     with pytest.raises(RequestFailed, match="3 acme None None") as failed:
