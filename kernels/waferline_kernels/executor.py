@@ -75,7 +75,7 @@ class Executor(ABC):
         """Run ``program`` over ``batch`` (SPAN [n]) and then over each sampled token, ``max_steps`` steps at most.
 
         At least one step is taken unless the ring has no room for it. Each sampled token is appended to its slot and
-        published in ``ring``. Raises ValueError for a batch that is malformed or beyond the limits; nothing has run
+        published in ``ring``, but for those that follow a wrong draft; the run ends with a step that has one. Raises ValueError for a batch that is malformed or beyond the limits; nothing has run
         then.
         """
 
@@ -95,7 +95,8 @@ class StepwiseExecutor(Executor):
 
     @abstractmethod
     def _step(self, program: Program, batch: NDArray[np.void]) -> NDArray[np.void]:
-        """Run ``program`` once over ``batch`` (SPAN [n]); append sampled tokens; return their entries (ENTRY [n])."""
+        """Run ``program`` once over ``batch`` (SPAN [n]); the entries of all wanted rows (ENTRY [num_logits]). Sampled
+        tokens are not appended: other rows may still need the drafts in their places."""
 
     def run(self, program: Program, batch: NDArray[np.void], max_steps: int) -> RunResult:
         check_batch(batch, self.sequences, self.limits)
@@ -104,7 +105,7 @@ class StepwiseExecutor(Executor):
         begin = time.perf_counter()
         num_steps = 0
         while True:
-            entries = self._step(program, batch)
+            entries = append_sampled(batch, self._step(program, batch), self.sequences)
             self.ring.publish(entries)
             num_steps += 1
             reason = self._reason_to_return(batch, entries, num_steps, max_steps)
@@ -130,6 +131,23 @@ class StepwiseExecutor(Executor):
         if self.ring.free < len(batch):
             return StopReason.RING_FULL
         return None
+
+
+def append_sampled(batch: NDArray[np.void], entries: NDArray[np.void], table: SequenceTable) -> NDArray[np.void]:
+    """Append what was sampled to its sequences. ``entries`` (ENTRY [n]) are those of all wanted rows of ``batch``; the ones
+    that count are returned: none after a draft that was not sampled, or after a sequence's end."""
+    counts = np.ones(len(entries), bool)
+    spans = np.stack([batch["slot"], batch["start"] + batch["count"], batch["num_logits"].cumsum()], axis=1)
+    num_drafts = spans[:, 1] - table.num_tokens[batch["slot"]]
+    for (slot, end, row), drafts in zip(spans[num_drafts > 0], num_drafts[num_drafts > 0], strict=True):
+        before = entries[row - 1 - drafts : row - 1]  # of the rows before each draft
+        is_right = (before["token"] == table.tokens[slot, end - drafts : end]) & (before["finish"] == Finish.NONE)
+        counts[row - drafts : row] = np.logical_and.accumulate(is_right)
+    entries = entries[counts]
+    sampled = entries[entries["is_prompt"] == 0]
+    table.tokens[sampled["slot"], sampled["position"]] = sampled["token"]
+    table.num_tokens[sampled["slot"]] = sampled["position"] + 1  # of several the last one
+    return entries
 
 
 def ring_capacity(limits: ExecutorLimits) -> int:
@@ -164,9 +182,11 @@ def check_batch(batch: NDArray[np.void], table: SequenceTable, limits: ExecutorL
         fail("count", count.tolist(), f"at least 1 each and {limits.max_num_batched_tokens} in all")
     if (num_logits < 0).any() or (num_logits > count).any() or num_logits.sum() > limits.max_num_logits:
         fail("num_logits", num_logits.tolist(), f"0 to count each and {limits.max_num_logits} in all")
-    if start.min() < 0 or (start + count > table.num_tokens[slot]).any():
-        fail("start", start.tolist(), f"rows within the {table.num_tokens[slot].tolist()} tokens of the slots")
-    if (start + count > table.num_blocks[slot] * KV_BLOCK_SIZE).any():
+    num_drafts = np.maximum(start + count - table.num_tokens[slot], 0)
+    if start.min() < 0 or ((num_drafts > 0) & (num_logits <= num_drafts)).any():
+        within = f"rows within the {table.num_tokens[slot].tolist()} tokens of the slots"
+        fail("start", start.tolist(), f"{within}, or with logits of all drafts and of the row before them")
+    if (start + count > np.minimum(table.num_blocks[slot] * KV_BLOCK_SIZE, limits.max_model_len)).any():
         fail("start", start.tolist(), f"rows within the {table.num_blocks[slot].tolist()} reserved blocks of the slots")
 
 

@@ -179,8 +179,6 @@ class ReferenceExecutor(StepwiseExecutor):
         else:
             token = sample_token(logits, table.rules(slot), table.tokens[slot, :position])
             num_top = int(params["num_logprobs"])
-            table.tokens[slot, position] = token
-            table.num_tokens[slot] = position + 1
             entry["finish"] = self._finish(slot, position, token)
         entry["token"], entry["num_top"] = token, NO_LOGPROBS
         if num_top != NO_LOGPROBS:

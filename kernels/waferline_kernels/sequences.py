@@ -33,7 +33,16 @@ SPAN = np.dtype(
     ]
 )
 """One sequence's share of a batch. A row whose next token is already in the slot is scored against it (prompt
-logprobs); the last row of a sequence, whose next token is not, is sampled."""
+logprobs); the last row of a sequence, whose next token is not, is sampled.
+
+Rows from ``num_tokens`` on are *drafts*: guesses at the tokens to come, which lie in the slot's ``tokens`` beyond those it
+has. Each of them, and the row before the first, is sampled as if the drafts up to it were the sequence's. The sampled
+tokens count up to the first that is not the draft at its position; the rest was computed in vain.
+
+A worked example: a slot has the tokens [5, 6, 7], keys and values of two, and behind them the drafts [8, 9]. The span
+(slot, 2, 3, 3) samples what follows 7, 8 and 9. Of 8, 4, 3 the slot takes 8 and 4: the draft 9 was wrong, and with it
+what follows it.
+"""
 
 SAMPLING = np.dtype(
     [

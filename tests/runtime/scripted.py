@@ -56,8 +56,6 @@ class ScriptedExecutor(StepwiseExecutor):
         if position < table.num_tokens[slot]:
             return {"slot": slot, "position": position, "token": table.tokens[slot, position], "is_prompt": 1}
         token = next_token(context, position, int(params["seed"] + params["completion_index"]))
-        table.tokens[slot, position] = token
-        table.num_tokens[slot] = position + 1
         finish = Finish.NONE
         if position + 1 - params["num_prompt_tokens"] >= params["max_tokens"]:
             finish = Finish.LENGTH

@@ -243,22 +243,23 @@ static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
     Sequences *s = &e->sequences;
     const Sampling *params = &s->sampling[row->slot];
     const float *logits = e->buffers[BUFFER_LOGITS] + wanted * e->strides[BUFFER_LOGITS];
-    int32_t *tokens = s->tokens + (int64_t)row->slot * e->limits.max_model_len;
+    const int32_t *tokens = s->tokens + (int64_t)row->slot * e->limits.max_model_len;
     const int32_t position = row->position + 1;
     Entry *entry = ring_slot(&e->ring, wanted);
     *entry = (Entry){.slot = row->slot, .position = position, .is_prompt = position < s->num_tokens[row->slot]};
     entry->num_top = entry->is_prompt ? params->num_prompt_logprobs : params->num_logprobs;
-    if (!entry->is_prompt) {
+    if (entry->is_prompt) {
+        entry->token = tokens[position];
+    } else { /* not yet written where a draft may lie that other rows are sampled after */
         const SamplingRules rules = {params, &s->constraints[row->slot], s->allowed_ids + row->slot * s->mask_words};
-        tokens[position] = row_takes_largest(e, wanted)
-                               ? largest_of_all(e, wanted, logits)
-                               : sample_token(e->kernels, logits, e->dims.vocab, &rules, tokens, position, scratch);
+        entry->token = row_takes_largest(e, wanted)
+                           ? largest_of_all(e, wanted, logits)
+                           : sample_token(e->kernels, logits, e->dims.vocab, &rules, tokens, position, scratch);
         const int32_t num_output = position + 1 - params->num_prompt_tokens;
         if (num_output >= params->max_tokens || position + 1 >= e->limits.max_model_len) entry->finish = FINISH_LENGTH;
         for (int i = 0; i < params->num_stop_ids; i++)
-            if (tokens[position] == params->stop_ids[i]) entry->finish = FINISH_STOP;
+            if (entry->token == params->stop_ids[i]) entry->finish = FINISH_STOP;
     }
-    entry->token = tokens[position];
     if (entry->num_top >= 0) score_token(e->kernels, logits, e->dims.vocab, entry->num_top, entry, scratch);
 }
 
@@ -328,17 +329,32 @@ static int32_t lay_out_rows(Executor *e) {
     return -1;
 }
 
-/* Publish the step's tokens; whether a sequence finished. */
+/* Append a sampled token; whether the next row's counts too: this one is its draft, and does not end the sequence. */
+static int append(Executor *e, const Entry *entry) {
+    int32_t *token = e->sequences.tokens + (int64_t)entry->slot * e->limits.max_model_len + entry->position;
+    const int is_right = *token == entry->token && entry->finish == FINISH_NONE;
+    *token = entry->token;
+    e->sequences.num_tokens[entry->slot] = entry->position + 1;
+    return is_right;
+}
+
+/* Append and publish the step's tokens, but for those that follow a wrong draft; whether a sequence finished. */
 static int publish(Executor *e) {
     const int64_t now = gate_now_ns();
     int finished = 0;
-    for (int32_t w = 0; w < e->num_wanted; w++) {
-        Entry *entry = ring_slot(&e->ring, w);
-        entry->time_ns = now;
-        if (!entry->is_prompt) e->sequences.num_tokens[entry->slot] = entry->position + 1;
-        finished |= entry->finish != FINISH_NONE;
+    int32_t num_published = 0;
+    for (int32_t s = 0, w = 0; s < e->num_spans; s++) {
+        const int32_t end = w + e->spans[s].num_logits;
+        for (int goes_on = 1; w < end && goes_on; w++) {
+            Entry *entry = ring_slot(&e->ring, num_published++);
+            if (num_published <= w) *entry = *ring_slot(&e->ring, w);
+            entry->time_ns = now;
+            if (!entry->is_prompt) goes_on = append(e, entry);
+            finished |= entry->finish != FINISH_NONE;
+        }
+        w = end;
     }
-    ring_publish(&e->ring, e->num_wanted);
+    ring_publish(&e->ring, num_published);
     return finished;
 }
 

@@ -189,22 +189,22 @@ def finish_of(params: Any, token: int, position: int, max_model_len: int) -> int
 @kernel
 def sample(state: State, worker: int) -> None:
     """SAMPLE: the worker's part of the wanted rows. A row whose next token is known is scored against it; the last row of
-    a sequence draws one, appends it and says whether it ends the sequence."""
+    a sequence, and those that verify drafts, draw one and say whether it ends the sequence."""
     sizes = state.sizes[0]
     vocab = sizes["vocab"]
     for w in range(worker, state.step[0]["num_wanted"], sizes["num_workers"]):
         slot, position = state.rows[state.wanted[w], 0], state.rows[state.wanted[w], 1] + 1
-        params, entry, at = state.sampling[slot], state.entries[w], slot * sizes["max_model_len"] + position
+        params, entry = state.sampling[slot], state.entries[w]
         raw = state.floats[worker, 0]
         copy_logits(state.buffers, state.buffer_at[Buffer.LOGITS] + w * state.buffer_stride[Buffer.LOGITS], vocab, raw)
         entry["slot"], entry["position"] = slot, position
         if position < state.num_tokens[slot]:
+            token = state.tokens[slot * sizes["max_model_len"] + position]
             entry["is_prompt"], num_top = 1, params["num_prompt_logprobs"]
         else:
-            state.tokens[at] = sample_token(state, worker, params, slot, position)
-            state.num_tokens[slot] = position + 1
-            entry["finish"] = finish_of(params, state.tokens[at], position, sizes["max_model_len"])
+            token = sample_token(state, worker, params, slot, position)
+            entry["finish"] = finish_of(params, token, position, sizes["max_model_len"])
             num_top = params["num_logprobs"]
-        entry["token"], entry["num_top"] = state.tokens[at], NO_LOGPROBS
+        entry["token"], entry["num_top"] = token, NO_LOGPROBS
         if num_top != NO_LOGPROBS:
-            score(raw, vocab, state.tokens[at], num_top, state.ids[worker, 0], entry)
+            score(raw, vocab, token, num_top, state.ids[worker, 0], entry)
