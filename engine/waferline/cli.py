@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from typing import Any
@@ -89,6 +90,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="share of a tenant, where others have 1; may be given several times",
     )
     serve.add_argument(
+        "--speculative-config",
+        type=_json_object,
+        metavar="JSON",
+        help="""such as '{"method": "ngram", "num_speculative_tokens": 4}': draft tokens, verify several in one step""",
+    )
+    serve.add_argument(
         "--drain-timeout", type=float, default=30.0, metavar="SECONDS", help="after SIGTERM; %(default)s"
     )
     serve.add_argument("--die-with-parent", action="store_true", help=argparse.SUPPRESS)
@@ -143,6 +150,16 @@ def _parse_weight(text: str) -> tuple[str, float]:
 
 
 _parse_weight.__name__ = "NAME=WEIGHT"  # argparse names it: "invalid NAME=WEIGHT value"
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a JSON object")
+    return value
 
 
 def _sampling_params(args: argparse.Namespace) -> Any:

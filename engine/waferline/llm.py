@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import queue
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +52,7 @@ class _EmbeddedEngine:
         max_waiting_tokens: int | None = None,
         max_ttft_ms: float | None = None,
         tenant_weights: dict[str, float] | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Load ``model``: "demo", a Hugging Face folder or a packed file.
 
@@ -68,6 +69,8 @@ class _EmbeddedEngine:
         ``max_waiting_requests``, ``max_waiting_tokens``: completions, and tokens of their prompts, that may wait;
         ``max_ttft_ms``: the longest time to first token that is accepted. A request beyond them fails at once, code
         "overloaded"; None: no limit. ``tenant_weights``: the shares of tenants, by name; 1 for those not named.
+        ``speculative_config``: draft tokens and verify several in one step, such as {"method": "ngram",
+        "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}, with the same output; None: do not.
 
         Raises ModelError, ValueError or TypeError, naming what is wrong.
         """
@@ -86,6 +89,7 @@ class _EmbeddedEngine:
             max_waiting_tokens=max_waiting_tokens,
             max_ttft_ms=max_ttft_ms,
             tenant_weights=tenant_weights,
+            speculative_config=speculative_config,
             on_output=partial(_route, self._sinks),
         )
         self._finalizer = weakref.finalize(self, self._core.close)  # at exit too

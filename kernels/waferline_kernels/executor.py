@@ -75,8 +75,8 @@ class Executor(ABC):
         """Run ``program`` over ``batch`` (SPAN [n]) and then over each sampled token, ``max_steps`` steps at most.
 
         At least one step is taken unless the ring has no room for it. Each sampled token is appended to its slot and
-        published in ``ring``, but for those that follow a wrong draft; the run ends with a step that has one. Raises ValueError for a batch that is malformed or beyond the limits; nothing has run
-        then.
+        published in ``ring``, but for those that follow a wrong draft; the run ends with a step that has one. Raises
+        ValueError for a batch that is malformed or beyond the limits; nothing has run then.
         """
 
     def attach(self) -> None:

@@ -58,6 +58,21 @@ def add_bench(commands: Any) -> None:
         "--undisturbed-tokens", type=int, default=1500, metavar="N", help="of each stream, for auto; %(default)s"
     )
 
+    speculation = add("speculation", "decoding with drafts beside decoding without", repeats=3)
+    _add_model(speculation)
+    speculation.add_argument("--prompt-tokens", type=int, default=16, metavar="N", help="%(default)s")
+    speculation.add_argument("--tokens", type=int, default=128, metavar="N", help="of the stream; %(default)s")
+    speculation.add_argument(
+        "--num-speculative-tokens", type=int, default=4, metavar="N", help="of a draft; %(default)s"
+    )
+    speculation.add_argument(
+        "--acceptance",
+        type=_shares,
+        default=(1.0, 0.5, 0.0),
+        metavar="P,P",
+        help="of a draft token, how likely it is right; 1,0.5,0",
+    )
+
     load = add("load", "how fast a model is packed and loaded, and the memory it takes", repeats=3)
     _add_model(load)
 
@@ -84,6 +99,13 @@ def _targets(text: str) -> tuple[str, ...]:
         if target != "auto" and not float(target) > 0:
             raise argparse.ArgumentTypeError(f"{text!r}, expected milliseconds, or auto, such as 40,auto")
     return targets
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    shares = tuple(float(part) for part in text.split(","))
+    if not all(0 <= share <= 1 for share in shares):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers from 0 to 1 such as 1,0.5,0")
+    return shares
 
 
 def run_bench(args: argparse.Namespace) -> int:

@@ -13,11 +13,13 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ..model.load import Model
 from .admission import Admission, AdmissionLimits
+from .drafter import SpeculativeConfig, read_speculative_config
 from .errors import ENGINE_DEAD, INTERNAL, SHUTTING_DOWN, RequestFailed
 from .executor_setup import ExecutorSetup
 from .messages import EngineOutput, GenerateRequest, RequestError
@@ -25,6 +27,7 @@ from .request import Request, admit_request
 from .request_runner import RequestRunner
 from .scheduler import Scheduler
 from .sequence import Sequence
+from .speculation import DraftCounts
 from .stats import EngineStats
 from .waiting_queue import check_tenant_weights
 
@@ -67,6 +70,7 @@ class EngineCore:
     as can be. ``max_waiting_requests``,
     ``max_waiting_tokens``, ``max_ttft_ms``: beyond which a request is answered at once that there is too much to do,
     see AdmissionLimits. ``tenant_weights``: the shares of tenants, by name; 1 for those not named.
+    ``speculative_config``: what is drafted, see ``read_speculative_config``; None: nothing.
 
     ``on_output`` is given every message to the outside, in order, by one thread at a time. It hands them over and
     returns: nothing else happens in the engine meanwhile.
@@ -92,6 +96,7 @@ class EngineCore:
         max_waiting_tokens: int | None = None,
         max_ttft_ms: float | None = None,
         tenant_weights: dict[str, float] | None = None,
+        speculative_config: Mapping[str, Any] | SpeculativeConfig | None = None,
         on_output: Callable[[list[EngineOutput]], None],
     ) -> None:
         if not isinstance(enable_prefix_caching, bool):
@@ -103,6 +108,7 @@ class EngineCore:
                 raise ValueError(f"itl_target_ms: {itl_target_ms}, expected more than 0")
         check_tenant_weights(tenant_weights)
         bounds = AdmissionLimits(max_waiting_requests, max_waiting_tokens, max_ttft_ms)
+        speculation = read_speculative_config(speculative_config)
         self.model = model
         self._itl_target_ms = itl_target_ms
         self._setup = ExecutorSetup(
@@ -113,6 +119,7 @@ class EngineCore:
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_memory=kv_cache_memory,
             kv_dtype=kv_dtype,
+            num_speculative_tokens=speculation.num_speculative_tokens if speculation else 0,
         )
         if itl_target_ms is not None:
             self._setup.touch_kv_cache()
@@ -124,6 +131,7 @@ class EngineCore:
             cost_model=self._setup.cost_model,
             itl_target_ms=itl_target_ms,
             tenant_weights=tenant_weights,
+            speculative_config=speculation,
         )
         limits, cost_model = self._setup.limits, self._setup.cost_model
         admission = Admission(bounds, self._scheduler, limits, cost_model, itl_target_ms)
@@ -203,6 +211,7 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """The numbers of this moment; what has been asked for but not yet been taken up is in none of them."""
         setup, scheduler, runner = self._setup, self._scheduler, self._runner
+        drafts = DraftCounts() if scheduler.speculator is None else scheduler.speculator.counts
         with self._lock:
             return EngineStats(
                 num_requests_running=scheduler.num_running,
@@ -215,6 +224,9 @@ class EngineCore:
                 num_preemptions_total=scheduler.num_preemptions,
                 prefix_cache_queries_total=scheduler.kv_cache.num_prefix_cache_queries,
                 prefix_cache_hits_total=scheduler.kv_cache.num_prefix_cache_hits,
+                spec_decode_num_drafts_total=drafts.num_drafts,
+                spec_decode_num_draft_tokens_total=drafts.num_draft_tokens,
+                spec_decode_num_accepted_tokens_total=drafts.num_accepted_tokens,
                 prompt_tokens_total=runner.num_prompt_tokens,
                 generation_tokens_total=runner.num_output_tokens,
                 request_success_total=dict(runner.finish_reasons),

@@ -47,6 +47,7 @@ class ExecutorSetup:
         max_num_batched_tokens: int,
         kv_cache_memory: int | None,
         kv_dtype: str,
+        num_speculative_tokens: int,
     ) -> None:
         _check_integer("max_num_seqs", max_num_seqs, 1, MAX_NUM_SEQS)
         _check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, MAX_NUM_BATCHED_TOKENS)
@@ -74,7 +75,7 @@ class ExecutorSetup:
             max_num_seqs=max_num_seqs,
             max_model_len=min(wanted_len, capacity),
             max_num_batched_tokens=max_num_batched_tokens,
-            max_num_logits=max(max_num_seqs, min(max_num_batched_tokens, PROMPT_LOGITS)),
+            max_num_logits=min(max_num_batched_tokens, max(max_num_seqs * (1 + num_speculative_tokens), PROMPT_LOGITS)),
             num_kv_blocks=num_kv_blocks,
             kv_dtype=self.kv_dtype,
         )

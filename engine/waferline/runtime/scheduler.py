@@ -34,9 +34,11 @@ from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 
 from ..fabric.cost import CostModel
 from .decode_batch import DecodeBatch
+from .drafter import SpeculativeConfig
 from .kv_cache_manager import KVCacheManager, num_blocks
 from .request import Request
 from .sequence import NO_ROW, NO_SLOT, Sequence
+from .speculation import Speculator
 from .step_builder import LatencyTarget, ScheduledStep, StepBuilder
 from .waiting_queue import WaitingQueue
 
@@ -60,6 +62,7 @@ class Scheduler:
         cost_model: CostModel | None = None,
         itl_target_ms: float | None = None,
         tenant_weights: Mapping[str, float] | None = None,
+        speculative_config: SpeculativeConfig | None = None,
     ) -> None:
         if limits.max_num_seqs > min(limits.max_num_batched_tokens, limits.max_num_logits):
             raise ValueError(
@@ -72,6 +75,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # by rank
         self.slots: list[Sequence | None] = [None] * limits.max_num_seqs
         self.kv_cache = KVCacheManager(limits, table, enable_prefix_caching)
+        self.speculator = Speculator(speculative_config, limits, table) if speculative_config else None
         self.num_preemptions = 0
         self._limits = limits
         self._cost_model = cost_model
@@ -146,12 +150,17 @@ class Scheduler:
         if not step.sequences:
             return None
         only_decodes = not self._prefilling and not self.can_admit()
-        return step.build(self._reserve_ahead() if only_decodes else 1)
+        scheduled = step.build(self._reserve_ahead() if only_decodes else 1)
+        if self.speculator is not None and only_decodes:
+            self.speculator.plan(scheduled)
+        return scheduled
 
     def update(self, step: ScheduledStep, num_steps: int, seconds: float = 0.0) -> None:
         """Record that ``step`` was taken ``num_steps`` times, in ``seconds``, and that its tokens have been appended."""
         if num_steps:
             self._learn(step, num_steps, seconds)
+            if self.speculator is not None and step.num_drafts:
+                self.speculator.update(step, num_steps, seconds)
             for sequence in self._decoding.advance():
                 self.kv_cache.cache_full_blocks(sequence)
             for sequence, count in step.chunks:

@@ -14,6 +14,7 @@ from .request import Request
 from .stop_checker import StopChecker
 
 if TYPE_CHECKING:
+    from .speculation import Drafting
     from .waiting_queue import Lane
 
 NO_SLOT = -1
@@ -56,6 +57,7 @@ class Sequence:
         self.num_cached_tokens: int | None = None
         self.finish_reason: str | None = None
         self.charged_cost = 0
+        self.drafting: Drafting | None = None  # where it is speculated
 
         params = request.params
         self.detokenizer = (

@@ -18,6 +18,9 @@ class EngineStats(msgspec.Struct, kw_only=True):
     num_preemptions_total: int
     prefix_cache_queries_total: int  # tokens looked up in the prefix cache
     prefix_cache_hits_total: int  # tokens found there
+    spec_decode_num_drafts_total: int  # of a sequence, that a step verified
+    spec_decode_num_draft_tokens_total: int  # tokens of those drafts
+    spec_decode_num_accepted_tokens_total: int  # tokens of those drafts that were the ones sampled
     prompt_tokens_total: int
     generation_tokens_total: int
     request_success_total: dict[str, int]  # completions by finish reason

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ class ScheduledStep:
     sequences: list[Sequence]  # [n], of the batch's spans
     num_decodes: int
     shape: StepShape  # of the first time
+    num_drafts: list[int] = field(default_factory=list)  # [n], in the spans; empty where none were looked for
 
     @property
     def chunks(self) -> Iterable[tuple[Sequence, int]]:

@@ -42,6 +42,7 @@ class EngineConfig(msgspec.Struct, tag="config", kw_only=True):
     max_waiting_tokens: int | None = None
     max_ttft_ms: float | None = None
     tenant_weights: dict[str, float] | None = None
+    speculative_config: dict[str, Any] | None = None
 
 
 class Abort(msgspec.Struct, tag="abort"):

@@ -45,6 +45,7 @@ LIMITS = (
     "max_waiting_tokens",
     "max_ttft_ms",
     "tenant_weights",
+    "speculative_config",
 )
 
 

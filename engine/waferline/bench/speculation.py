@@ -1,0 +1,159 @@
+"""``waferline bench speculation``: decoding with drafts beside decoding without, one stream of tokens.
+
+First with a scripted drafter: it knows the tokens, and gets each wrong by itself with a given probability, so that an
+acceptance of 0.5 means what it does in the field (Leviathan et al. 2023): a draft token is right with probability 1/2,
+given that those before it are. Of four drafts 0.94 are right then, on average; with whole drafts right or wrong it would
+be 2. Then with prompt lookup, on a stream that goes round in a loop, being allowed a single token.
+
+One engine at a time runs, plain and speculating in turn. Times are from the first token to the last, and both must give
+the same tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..model.load import Model, load_model
+from ..runtime.drafter import SpeculativeConfig
+from ..runtime.engine_core import EngineCore
+from ..runtime.messages import Delta, EngineOutput, Finished, GenerateRequest, RequestError
+from ..runtime.sampling_params import SamplingParams
+from ..runtime.stats import EngineStats
+from .output import machine, print_json, print_table
+
+HEADER = ("drafts", "tokens/s", "plain", "speedup", "steps", "drafted", "accepted")
+
+
+class ScriptedDrafter:
+    """Proposes what follows in ``token_ids``, each token wrong with probability ``1 - acceptance``."""
+
+    def __init__(self, token_ids: list[int], acceptance: float, vocab: int, seed: int = 0) -> None:
+        self._token_ids = token_ids
+        self._acceptance = acceptance
+        self._vocab = vocab
+        self._random = np.random.default_rng(seed)
+
+    def propose(self, token_ids: list[int], max_tokens: int) -> list[int]:
+        known = self._token_ids[len(token_ids) : len(token_ids) + max_tokens]
+        is_right = self._random.random(len(known)) < self._acceptance
+        return [token if right else (token + 1) % self._vocab for token, right in zip(known, is_right, strict=True)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A stream, and the drafter for it."""
+
+    name: str
+    params: SamplingParams
+    acceptance: float | None = None  # of the scripted drafter; None: prompt lookup
+
+    def speculative_config(self, token_ids: list[int], vocab: int, count: int) -> Mapping[str, Any] | SpeculativeConfig:
+        if self.acceptance is None:
+            return {"method": "ngram", "num_speculative_tokens": count, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+        drafter = ScriptedDrafter(token_ids, self.acceptance, vocab)
+        return SpeculativeConfig(count, lambda sequence: drafter)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What a request gave."""
+
+    token_ids: list[int]  # of the prompt too
+    tokens_per_second: float
+    stats: EngineStats
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
+    model = load_model(args.model, args.dtype, args.prompt_tokens + args.tokens)
+    params = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True)
+    loop = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True, allowed_token_ids=[0])
+    cases = [Case(f"{share:.0%} right", params, share) for share in args.acceptance]
+    results = [measure(model, case, args) for case in [*cases, Case("loop, prompt lookup", loop)]]
+    if args.json:
+        print_json({"bench": "speculation", **machine(), "results": results})
+        return
+    first = results[0]
+    print(f"{first['model']} {first['dtype']}, {first['backend']}/{first['level']}, threads: {first['threads']}")
+    print(f"{args.tokens} tokens, up to {args.num_speculative_tokens} draft tokens, medians of {args.repeats}")
+    print_table(HEADER, [_cells(result) for result in results])
+
+
+def measure(model: Model, case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    """The figures of ``case``: medians, and the last stream's counts."""
+    speeds = []
+    for _ in range(args.repeats):
+        plain = stream(model, case, args, None)
+        config = case.speculative_config(plain.token_ids, model.program.dims.vocab, args.num_speculative_tokens)
+        speculated = stream(model, case, args, config)
+        if speculated.token_ids != plain.token_ids:
+            raise RuntimeError(f"{case.name}: other tokens with drafts than without")
+        speeds.append((speculated.tokens_per_second, plain.tokens_per_second))
+    stats = speculated.stats
+    with_drafts, without = (statistics.median(column) for column in zip(*speeds, strict=True))
+    return {
+        "case": case.name,
+        "model": model.name,
+        "dtype": model.dtype,
+        "backend": stats.backend,
+        "level": stats.level,
+        "threads": stats.threads,
+        "tokens": args.tokens,
+        "num_speculative_tokens": args.num_speculative_tokens,
+        "tokens_per_second": round(with_drafts, 1),
+        "plain_tokens_per_second": round(without, 1),
+        "speedup": round(statistics.median(fast / slow for fast, slow in speeds), 3),
+        "steps": stats.steps_total,
+        "draft_tokens": stats.spec_decode_num_draft_tokens_total,
+        "accepted_tokens": stats.spec_decode_num_accepted_tokens_total,
+    }
+
+
+def stream(
+    model: Model, case: Case, args: argparse.Namespace, config: Mapping[str, Any] | SpeculativeConfig | None
+) -> Stream:
+    """One request on an engine of its own."""
+    outputs: queue.SimpleQueue[list[EngineOutput]] = queue.SimpleQueue()
+    core = EngineCore(
+        model,
+        threads=args.threads,
+        max_num_seqs=1,
+        max_model_len=args.prompt_tokens + args.tokens,
+        speculative_config=config,
+        on_output=outputs.put,
+    )
+    try:
+        prompt = [token % model.program.dims.vocab for token in range(args.prompt_tokens)]
+        core.add(GenerateRequest("", prompt, case.params))
+        deltas: list[Delta] = []
+        while True:
+            for output in outputs.get():
+                if isinstance(output, Delta):
+                    deltas.append(output)
+                elif isinstance(output, RequestError):
+                    raise RuntimeError(output.message)
+                elif isinstance(output, Finished):
+                    seconds = 1e-9 * (deltas[-1].time_ns - deltas[0].time_ns)
+                    tokens = [token_id for delta in deltas for token_id in delta.token_ids]
+                    return Stream([*prompt, *tokens], (len(tokens) - 1) / seconds, core.stats())
+    finally:
+        core.close()
+
+
+def _cells(result: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        result["case"],
+        f"{result['tokens_per_second']:.1f}",
+        f"{result['plain_tokens_per_second']:.1f}",
+        f"{result['speedup']:.2f}",
+        str(result["steps"]),
+        str(result["draft_tokens"]),
+        str(result["accepted_tokens"]),
+    )

@@ -1,0 +1,186 @@
+"""Speculation: which drafts a step verifies, judged by what they have gained and cost so far.
+
+A step that only samples, one row a sequence, waits for the weights that it sweeps; some rows more cost little. They
+verify drafts: guesses at a sequence's next tokens, of which those count that the sampler would have given anyway. So
+drafts change when tokens come and never which, and whether to draft can depend on measured times.
+
+For each sequence it is estimated how likely its next draft token is right, given that those before are: from what its
+drafts of late came to, be they verified or merely compared with what came without. With what steps of so many rows
+were measured to take, that gives the number of drafts that makes the most tokens a second, often none.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits, SequenceTable
+
+from .drafter import Drafter, SpeculativeConfig
+from .sequence import Sequence
+from .step_builder import ScheduledStep
+
+TURNAROUND_S = 2.5e-4  # that Python takes between two runs, about: 0.2 to 0.3 ms were measured
+LOOKUP_SHARE = 0.01  # of the time, that runs may be cut short for to look for drafts again
+FIRST_ACCEPTANCE = 0.5
+MIN_ACCEPTANCE = 0.1  # below it no row is cheap enough, whatever seems to have been measured
+SLOWEST_ACCEPTANCE_RATE = 0.1  # by which an estimate still follows after many tokens
+SECONDS_RATE = 0.3
+LARGEST_SURPRISE = 2.0  # a step that took longer (or shorter) by more counts as that: something else had the machine
+PLAIN_STEPS = 4  # in which it is measured what a step without drafts takes
+RETRY_STEPS = 256  # of one kind, with drafts or without, after which it is measured anew what the other takes
+
+
+@dataclass
+class DraftCounts:
+    """Of drafts that steps have verified."""
+
+    num_drafts: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+
+
+class Drafting:
+    """What is known of one sequence's drafts."""
+
+    def __init__(self, drafter: Drafter) -> None:
+        self._drafter = drafter
+        self.acceptance = FIRST_ACCEPTANCE  # how likely the next draft token is right, given that those before are
+        self._num_compared = 0
+        self._proposal: list[int] = []
+        self._proposed_at = 0  # tokens of the sequence then
+
+    def propose(self, token_ids: list[int], max_tokens: int) -> list[int]:
+        self._proposal, self._proposed_at = self._drafter.propose(token_ids, max_tokens)[:max_tokens], len(token_ids)
+        return self._proposal
+
+    def compare(self, token_ids: list[int]) -> int:
+        """Learn from what came instead of the proposal; how many tokens of it came."""
+        num_right = 0
+        for guess, token in zip(self._proposal, token_ids[self._proposed_at :], strict=False):
+            self._num_compared += 1
+            rate = max(SLOWEST_ACCEPTANCE_RATE, 1 / (1 + self._num_compared))
+            self.acceptance += rate * ((guess == token) - self.acceptance)
+            if guess != token:
+                break
+            num_right += 1
+        self._proposal = []
+        return num_right
+
+
+class StepTimes:
+    """What steps take that sample one row of each sequence, by the number of their rows with drafts."""
+
+    def __init__(self, num_seqs: int) -> None:
+        self._num_seqs = num_seqs
+        self._seconds: dict[int, float] = {}
+        self._has_drafts = False  # of the last step
+        self._num_alike = 0  # steps of its kind in a row
+
+    @property
+    def want_plain(self) -> bool:
+        """Whether it is time for steps without drafts; there have been some where not."""
+        return not self._seconds or (self._has_drafts and self._num_alike >= RETRY_STEPS)
+
+    def of(self, rows: int) -> float:
+        """Seconds of a step of ``rows``: between two numbers that were measured on a line, beyond all as the last."""
+        below = max(at for at in self._seconds if at <= rows)
+        above = min((at for at in self._seconds if at >= rows), default=below)
+        share = (rows - below) / (above - below) if above > below else 0.0
+        return self._seconds[below] + share * (self._seconds[above] - self._seconds[below])
+
+    def observe(self, rows: int, seconds: float, num_steps: int) -> None:
+        """Learn from ``num_steps`` steps of ``rows`` that took ``seconds`` each."""
+        has_drafts = rows > self._num_seqs
+        self._num_alike = num_steps + (self._num_alike if has_drafts == self._has_drafts else 0)
+        self._has_drafts = has_drafts
+        if not has_drafts and self._num_alike >= RETRY_STEPS:
+            self._seconds = {rows: self._seconds[rows]}
+        expected = self.of(rows) if self._seconds else seconds
+        surprise = min(max(seconds, expected / LARGEST_SURPRISE), expected * LARGEST_SURPRISE) - expected
+        self._seconds[rows] = expected + surprise * (1 - (1 - SECONDS_RATE) ** num_steps)
+
+
+class Speculator:
+    """Adds drafts to a scheduler's steps, and counts those that were verified."""
+
+    def __init__(self, config: SpeculativeConfig, limits: ExecutorLimits, table: SequenceTable) -> None:
+        self.counts = DraftCounts()
+        self._config = config
+        self._max_rows = min(limits.max_num_batched_tokens, limits.max_num_logits)
+        self._table = table
+        self._times: dict[int, StepTimes] = {}  # by the number of sequences
+
+    def plan(self, step: ScheduledStep) -> None:
+        """Add drafts to ``step``, which samples for every sequence: it is taken once then. Where it gets none it is
+        taken no more often than lets the next look for drafts come soon, and cost next to nothing."""
+        if step.batch["count"].max() > 1:
+            step.max_steps = 1  # a prompt's end; what such a step takes says nothing of others
+            return
+        rows = len(step.sequences)
+        times = self._times.setdefault(rows, StepTimes(rows))
+        step.num_drafts = [0] * rows
+        if times.want_plain:
+            step.max_steps = min(step.max_steps, PLAIN_STEPS)
+            return
+        tokens = float(rows)  # that the step is expected to give
+        for index, sequence in enumerate(step.sequences):
+            drafting = self._drafting(sequence)
+            drafts = drafting.propose(sequence.token_ids, self._room(sequence, rows))
+            count, tokens = _best_count(times, rows, tokens, drafting.acceptance, len(drafts))
+            step.num_drafts[index] = count
+            self._table.tokens[sequence.slot, sequence.num_tokens : sequence.num_tokens + count] = drafts[:count]
+            rows += count
+        if rows > len(step.sequences):
+            step.batch["count"] += step.num_drafts
+            step.batch["num_logits"] += step.num_drafts
+            step.max_steps = 1
+        else:
+            step.max_steps = min(step.max_steps, math.ceil(TURNAROUND_S / LOOKUP_SHARE / times.of(rows)))
+
+    def update(self, step: ScheduledStep, num_steps: int, seconds: float) -> None:
+        """Learn from ``step``, which was planned and taken; wrong drafts of it do not count as computed."""
+        rows = len(step.sequences) + sum(step.num_drafts)
+        self._times[len(step.sequences)].observe(rows, (seconds + TURNAROUND_S) / num_steps, num_steps)
+        for sequence, count in zip(step.sequences, step.num_drafts, strict=True):
+            num_accepted = min(count, self._drafting(sequence).compare(sequence.token_ids))
+            sequence.num_computed_tokens -= count - num_accepted
+            self.counts.num_drafts += count > 0
+            self.counts.num_draft_tokens += count
+            self.counts.num_accepted_tokens += num_accepted
+
+    def _drafting(self, sequence: Sequence) -> Drafting:
+        if sequence.drafting is None:
+            sequence.drafting = Drafting(self._config.make_drafter(sequence))
+        return sequence.drafting
+
+    def _room(self, sequence: Sequence, rows: int) -> int:
+        """Drafts for which there are rows, blocks, and tokens that may be sampled after them."""
+        return max(
+            0,
+            min(
+                self._config.num_speculative_tokens,
+                self._max_rows - rows,
+                len(sequence.block_ids) * KV_BLOCK_SIZE - sequence.num_tokens,
+                sequence.max_num_tokens - sequence.num_tokens - 1,
+            ),
+        )
+
+
+def _best_count(times: StepTimes, rows: int, tokens: float, acceptance: float, most: int) -> tuple[int, float]:
+    """How many of up to ``most`` drafts of one sequence make for the most tokens a second, in a step that has ``rows`` for
+    ``tokens`` without them; and the tokens that it is expected to give with them.
+
+    Drafts that are right with probability a each, given those before, give a + a^2 + ... tokens.
+    """
+    best = 0, tokens
+    if acceptance < MIN_ACCEPTANCE:
+        return best
+    best_rate = tokens / times.of(rows)
+    likelihood = 1.0
+    for count in range(1, most + 1):
+        likelihood *= acceptance
+        tokens += likelihood
+        if tokens / times.of(rows + count) > best_rate:
+            best, best_rate = (count, tokens), tokens / times.of(rows + count)
+    return best
