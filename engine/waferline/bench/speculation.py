@@ -5,8 +5,8 @@ acceptance of 0.5 means what it does in the field (Leviathan et al. 2023): a dra
 given that those before it are. Of four drafts 0.94 are right then, on average; with whole drafts right or wrong it would
 be 2. Then with prompt lookup, on a stream that goes round in a loop, being allowed a single token.
 
-One engine at a time runs, plain and speculating in turn. Times are from the first token to the last, and both must give
-the same tokens.
+One engine at a time runs, plain and speculating in turn. Times are from the first token to the last, and all must give
+the same tokens. Steps and drafts are those of the last repeat.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import queue
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,14 @@ from ..runtime.sampling_params import SamplingParams
 from ..runtime.stats import EngineStats
 from .output import machine, print_json, print_table
 
+Config = Mapping[str, Any] | SpeculativeConfig
 HEADER = ("drafts", "tokens/s", "plain", "speedup", "steps", "drafted", "accepted")
 
 
 class ScriptedDrafter:
     """Proposes what follows in ``token_ids``, each token wrong with probability ``1 - acceptance``."""
 
-    def __init__(self, token_ids: list[int], acceptance: float, vocab: int, seed: int = 0) -> None:
+    def __init__(self, token_ids: list[int], acceptance: float, vocab: int, seed: int) -> None:
         self._token_ids = token_ids
         self._acceptance = acceptance
         self._vocab = vocab
@@ -44,21 +46,6 @@ class ScriptedDrafter:
         known = self._token_ids[len(token_ids) : len(token_ids) + max_tokens]
         is_right = self._random.random(len(known)) < self._acceptance
         return [token if right else (token + 1) % self._vocab for token, right in zip(known, is_right, strict=True)]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A stream, and the drafter for it."""
-
-    name: str
-    params: SamplingParams
-    acceptance: float | None = None  # of the scripted drafter; None: prompt lookup
-
-    def speculative_config(self, token_ids: list[int], vocab: int, count: int) -> Mapping[str, Any] | SpeculativeConfig:
-        if self.acceptance is None:
-            return {"method": "ngram", "num_speculative_tokens": count, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-        drafter = ScriptedDrafter(token_ids, self.acceptance, vocab)
-        return SpeculativeConfig(count, lambda sequence: drafter)
 
 
 @dataclass(frozen=True)
@@ -73,33 +60,53 @@ class Stream:
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
     model = load_model(args.model, args.dtype, args.prompt_tokens + args.tokens)
-    params = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True)
+    drawn = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True)
     loop = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True, allowed_token_ids=[0])
-    cases = [Case(f"{share:.0%} right", params, share) for share in args.acceptance]
-    results = [measure(model, case, args) for case in [*cases, Case("loop, prompt lookup", loop)]]
+    count = args.num_speculative_tokens
+    ngram = {"method": "ngram", "num_speculative_tokens": count, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    results = [
+        *measure(model, drawn, {f"{p:.0%} right": partial(scripted, model, count, p) for p in args.acceptance}, args),
+        *measure(model, loop, {"loop, prompt lookup": lambda token_ids, seed: ngram}, args),
+    ]
     if args.json:
         print_json({"bench": "speculation", **machine(), "results": results})
         return
     first = results[0]
     print(f"{first['model']} {first['dtype']}, {first['backend']}/{first['level']}, threads: {first['threads']}")
-    print(f"{args.tokens} tokens, up to {args.num_speculative_tokens} draft tokens, medians of {args.repeats}")
+    print(f"{args.tokens} tokens, up to {count} draft tokens, medians of {args.repeats}")
     print_table(HEADER, [_cells(result) for result in results])
 
 
-def measure(model: Model, case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of ``case``: medians, and the last stream's counts."""
-    speeds = []
-    for _ in range(args.repeats):
-        plain = stream(model, case, args, None)
-        config = case.speculative_config(plain.token_ids, model.program.dims.vocab, args.num_speculative_tokens)
-        speculated = stream(model, case, args, config)
-        if speculated.token_ids != plain.token_ids:
-            raise RuntimeError(f"{case.name}: other tokens with drafts than without")
-        speeds.append((speculated.tokens_per_second, plain.tokens_per_second))
-    stats = speculated.stats
+def scripted(model: Model, count: int, acceptance: float, token_ids: list[int], seed: int) -> SpeculativeConfig:
+    """Drafts of up to ``count`` of ``token_ids``."""
+    drafter = ScriptedDrafter(token_ids, acceptance, model.program.dims.vocab, seed)
+    return SpeculativeConfig(count, lambda sequence: drafter)
+
+
+def measure(
+    model: Model,
+    params: SamplingParams,
+    cases: Mapping[str, Callable[[list[int], int], Config]],
+    args: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """The figures of each of ``cases``, which make a config from a stream's tokens and the number of the repeat."""
+    streams: dict[str, list[tuple[Stream, Stream]]] = {name: [] for name in cases}
+    for repeat in range(args.repeats):
+        plain = stream(model, params, args, None)
+        for name, make_config in cases.items():
+            drafted = stream(model, params, args, make_config(plain.token_ids, repeat))
+            if drafted.token_ids != plain.token_ids:
+                raise RuntimeError(f"{name}: other tokens with drafts than without")
+            streams[name].append((drafted, plain))
+    return [_figures(model, name, pairs, args) for name, pairs in streams.items()]
+
+
+def _figures(model: Model, name: str, pairs: list[tuple[Stream, Stream]], args: argparse.Namespace) -> dict[str, Any]:
+    stats = pairs[-1][0].stats
+    speeds = [(drafted.tokens_per_second, plain.tokens_per_second) for drafted, plain in pairs]
     with_drafts, without = (statistics.median(column) for column in zip(*speeds, strict=True))
     return {
-        "case": case.name,
+        "drafts": name,
         "model": model.name,
         "dtype": model.dtype,
         "backend": stats.backend,
@@ -116,9 +123,7 @@ def measure(model: Model, case: Case, args: argparse.Namespace) -> dict[str, Any
     }
 
 
-def stream(
-    model: Model, case: Case, args: argparse.Namespace, config: Mapping[str, Any] | SpeculativeConfig | None
-) -> Stream:
+def stream(model: Model, params: SamplingParams, args: argparse.Namespace, config: Config | None) -> Stream:
     """One request on an engine of its own."""
     outputs: queue.SimpleQueue[list[EngineOutput]] = queue.SimpleQueue()
     core = EngineCore(
@@ -131,7 +136,7 @@ def stream(
     )
     try:
         prompt = [token % model.program.dims.vocab for token in range(args.prompt_tokens)]
-        core.add(GenerateRequest("", prompt, case.params))
+        core.add(GenerateRequest("", prompt, params))
         deltas: list[Delta] = []
         while True:
             for output in outputs.get():
@@ -149,7 +154,7 @@ def stream(
 
 def _cells(result: dict[str, Any]) -> tuple[str, ...]:
     return (
-        result["case"],
+        result["drafts"],
         f"{result['tokens_per_second']:.1f}",
         f"{result['plain_tokens_per_second']:.1f}",
         f"{result['speedup']:.2f}",

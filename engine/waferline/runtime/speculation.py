@@ -21,12 +21,12 @@ from .sequence import Sequence
 from .step_builder import ScheduledStep
 
 TURNAROUND_S = 2.5e-4  # that Python takes between two runs, about: 0.2 to 0.3 ms were measured
-LOOKUP_SHARE = 0.01  # of the time, that runs may be cut short for to look for drafts again
-FIRST_ACCEPTANCE = 0.5
+LOOKUP_SHARE = 0.005  # of the time, that runs may be cut short for to look for drafts again
+FIRST_ACCEPTANCE, FIRST_WEIGHT = 0.5, 3  # an estimate to begin with, as if from so many tokens
 MIN_ACCEPTANCE = 0.1  # below it no row is cheap enough, whatever seems to have been measured
-SLOWEST_ACCEPTANCE_RATE = 0.1  # by which an estimate still follows after many tokens
+SLOWEST_ACCEPTANCE_RATE = 0.05  # by which an estimate still follows after many tokens
 SECONDS_RATE = 0.3
-LARGEST_SURPRISE = 2.0  # a step that took longer (or shorter) by more counts as that: something else had the machine
+LARGEST_SURPRISE = 1.2  # a step that took longer (or shorter) by more counts as that: something else had the machine
 PLAIN_STEPS = 4  # in which it is measured what a step without drafts takes
 RETRY_STEPS = 256  # of one kind, with drafts or without, after which it is measured anew what the other takes
 
@@ -59,7 +59,7 @@ class Drafting:
         num_right = 0
         for guess, token in zip(self._proposal, token_ids[self._proposed_at :], strict=False):
             self._num_compared += 1
-            rate = max(SLOWEST_ACCEPTANCE_RATE, 1 / (1 + self._num_compared))
+            rate = max(SLOWEST_ACCEPTANCE_RATE, 1 / (FIRST_WEIGHT + self._num_compared))
             self.acceptance += rate * ((guess == token) - self.acceptance)
             if guess != token:
                 break
@@ -82,8 +82,17 @@ class StepTimes:
         """Whether it is time for steps without drafts; there have been some where not."""
         return not self._seconds or (self._has_drafts and self._num_alike >= RETRY_STEPS)
 
+    @property
+    def run_length(self) -> int:
+        """Steps without drafts to take before drafts are looked for again."""
+        return math.ceil(TURNAROUND_S / LOOKUP_SHARE / self.of(self._num_seqs))
+
+    def cost(self, rows: int) -> float:
+        """Seconds of a step of ``rows``, with its part of what lies between two runs."""
+        return self.of(rows) + TURNAROUND_S / (1 if rows > self._num_seqs else self.run_length)
+
     def of(self, rows: int) -> float:
-        """Seconds of a step of ``rows``: between two numbers that were measured on a line, beyond all as the last."""
+        """Seconds of a step of ``rows`` within a run: on a line between two that were measured, beyond all as the last."""
         below = max(at for at in self._seconds if at <= rows)
         above = min((at for at in self._seconds if at >= rows), default=below)
         share = (rows - below) / (above - below) if above > below else 0.0
@@ -114,14 +123,13 @@ class Speculator:
     def plan(self, step: ScheduledStep) -> None:
         """Add drafts to ``step``, which samples for every sequence: it is taken once then. Where it gets none it is
         taken no more often than lets the next look for drafts come soon, and cost next to nothing."""
-        if step.batch["count"].max() > 1:
-            step.max_steps = 1  # a prompt's end; what such a step takes says nothing of others
-            return
         rows = len(step.sequences)
         times = self._times.setdefault(rows, StepTimes(rows))
+        step.max_steps = min(step.max_steps, PLAIN_STEPS if times.want_plain else times.run_length)
+        if step.batch["count"].max() > 1:
+            return  # a prompt's end
         step.num_drafts = [0] * rows
         if times.want_plain:
-            step.max_steps = min(step.max_steps, PLAIN_STEPS)
             return
         tokens = float(rows)  # that the step is expected to give
         for index, sequence in enumerate(step.sequences):
@@ -135,13 +143,11 @@ class Speculator:
             step.batch["count"] += step.num_drafts
             step.batch["num_logits"] += step.num_drafts
             step.max_steps = 1
-        else:
-            step.max_steps = min(step.max_steps, math.ceil(TURNAROUND_S / LOOKUP_SHARE / times.of(rows)))
 
     def update(self, step: ScheduledStep, num_steps: int, seconds: float) -> None:
         """Learn from ``step``, which was planned and taken; wrong drafts of it do not count as computed."""
         rows = len(step.sequences) + sum(step.num_drafts)
-        self._times[len(step.sequences)].observe(rows, (seconds + TURNAROUND_S) / num_steps, num_steps)
+        self._times[len(step.sequences)].observe(rows, seconds / num_steps, num_steps)
         for sequence, count in zip(step.sequences, step.num_drafts, strict=True):
             num_accepted = min(count, self._drafting(sequence).compare(sequence.token_ids))
             sequence.num_computed_tokens -= count - num_accepted
@@ -176,11 +182,11 @@ def _best_count(times: StepTimes, rows: int, tokens: float, acceptance: float, m
     best = 0, tokens
     if acceptance < MIN_ACCEPTANCE:
         return best
-    best_rate = tokens / times.of(rows)
+    best_rate = tokens / times.cost(rows)
     likelihood = 1.0
     for count in range(1, most + 1):
         likelihood *= acceptance
         tokens += likelihood
-        if tokens / times.of(rows + count) > best_rate:
-            best, best_rate = (count, tokens), tokens / times.of(rows + count)
+        if tokens / times.cost(rows + count) > best_rate:
+            best, best_rate = (count, tokens), tokens / times.cost(rows + count)
     return best
