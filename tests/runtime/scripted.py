@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from waferline.bench.speculation import ScriptedDrafter
+from waferline.runtime.drafter import SpeculativeConfig
 from waferline.runtime.request import Request
 from waferline.runtime.sampling_params import SamplingParams
 from waferline.runtime.scheduler import MAX_STEPS
@@ -99,6 +101,17 @@ def expected_tokens(prompt: list[int], max_tokens: int, seed: int, stop_ids: Col
         if tokens[-1] in stop_ids:
             break
     return tokens[len(prompt) :]
+
+
+def scripted_drafts(count: int, acceptance: float) -> SpeculativeConfig:
+    """Drafts of up to ``count`` tokens, each what the executor gives with probability ``acceptance``."""
+
+    def make_drafter(sequence: Sequence) -> ScriptedDrafter:
+        request = sequence.request
+        tokens = expected_tokens(request.prompt_token_ids, request.max_tokens, request.seed + sequence.index)
+        return ScriptedDrafter([*request.prompt_token_ids, *tokens], acceptance, VOCAB, request.seed)
+
+    return SpeculativeConfig(count, make_drafter)
 
 
 class LetterTokenizer:

@@ -12,9 +12,15 @@ from waferline_kernels.executor import Executor, RunResult
 
 
 def run_step(
-    scheduler: Scheduler, executor: Executor, step: ScheduledStep, program: Any = None, tokenizer: Any = None
+    scheduler: Scheduler,
+    executor: Executor,
+    step: ScheduledStep,
+    program: Any = None,
+    tokenizer: Any = None,
+    seconds: float = 0.0,
 ) -> tuple[RunResult, list[Delta]]:
-    """Run ``step``; the deltas of its tokens, with logprobs where there is a ``tokenizer``."""
+    """Run ``step``, which is said to take ``seconds`` each time; the deltas of its tokens, with logprobs where there is a
+    ``tokenizer``."""
     result = executor.run(program, step.batch, step.max_steps)
     entries, deltas = executor.ring.drain(), []
     for row, (slot, position, token, is_prompt, finish, _, _) in enumerate(unpack_entries(entries)):
@@ -27,15 +33,15 @@ def run_step(
             deltas.append(append_token(sequence, token, finish, 0, logprobs))
             if deltas[-1].finish_reason:
                 scheduler.finish(sequence, deltas[-1].finish_reason)
-    scheduler.update(step, result.num_steps)
+    scheduler.update(step, result.num_steps, seconds * result.num_steps)
     return result, deltas
 
 
-def run_all(scheduler: Scheduler, executor: Executor) -> list[ScheduledStep]:
+def run_all(scheduler: Scheduler, executor: Executor, seconds: float = 0.0) -> list[ScheduledStep]:
     """Run to the end; the steps that it took."""
     steps = []
     while (step := scheduler.schedule()) is not None:
-        run_step(scheduler, executor, step)
+        run_step(scheduler, executor, step, seconds=seconds)
         steps.append(step)
         assert len(steps) < 10_000, "no end"
     return steps

@@ -20,8 +20,10 @@ from scripted import FakeCosts
 from stepper import run_step
 
 from helpers import TARGETS, backend_and_level
+from waferline.bench.speculation import ScriptedDrafter
 from waferline.fabric.placement import plan_placement
 from waferline.model.load import Model, load_model
+from waferline.runtime.drafter import SpeculativeConfig
 from waferline.runtime.messages import Delta, GenerateRequest
 from waferline.runtime.request import Request, admit_request
 from waferline.runtime.sampling_params import SamplingParams
@@ -76,6 +78,8 @@ class Plan:
     max_steps: int
     itl_target_ms: float | None
     row_ms: float
+    num_drafts: int = 0  # of a sequence in a step, at most
+    acceptance: float = 0.0  # how likely a draft token is right
 
 
 ALONE = Plan([], 3, MAX_MODEL_LEN, 4 * MAX_BLOCKS_PER_SEQ, 1, False, MAX_STEPS, None, 1)
@@ -94,13 +98,15 @@ PLANS = st.builds(
     max_steps=st.sampled_from([1, 3, MAX_STEPS]),
     itl_target_ms=st.sampled_from([None, None, 1.0, 10.0, 40.0]),
     row_ms=st.sampled_from([0.3, 1.0, 3.0]),
+    num_drafts=st.sampled_from([0, 1, 4, 7]),
+    acceptance=st.sampled_from([0.3, 0.6, 0.9, 1.0]),
 )
 
 
 class Engine:
     """Runs requests of ``model`` by a plan; ``deltas`` has what each completion of each arrival gave."""
 
-    def __init__(self, model: Model, executor: Executor, plan: Plan) -> None:
+    def __init__(self, model: Model, executor: Executor, plan: Plan, drafts: SpeculativeConfig | None) -> None:
         costs: Any = FakeCosts(plan.row_ms)
         self.scheduler = Scheduler(
             executor.limits,
@@ -108,6 +114,7 @@ class Engine:
             enable_prefix_caching=plan.enable_prefix_caching,
             cost_model=costs,
             itl_target_ms=plan.itl_target_ms,
+            speculative_config=drafts,
         )
         self.deltas: defaultdict[tuple[str, int], list[Delta]] = defaultdict(list)
         self._model, self._executor, self._max_steps = model, executor, plan.max_steps
@@ -133,7 +140,7 @@ class Engine:
         if step is None:
             return False
         step.max_steps = min(step.max_steps, self._max_steps)
-        _, deltas = run_step(self.scheduler, self._executor, step, self._model.program, self._model.tokenizer)
+        _, deltas = run_step(self.scheduler, self._executor, step, self._model.program, self._model.tokenizer, 1.0)
         for delta in deltas:
             self.deltas[delta.request_id, delta.index].append(delta)
         return True
@@ -147,7 +154,7 @@ def engine_for(plan: Plan, dtype: str, target: str) -> Iterator[Engine]:
     placement = plan_placement(model.program, plan.threads)
     executor = create_executor(model.program, placement, model.weights, limits, *backend_and_level(target))
     try:
-        yield Engine(model, executor, plan)
+        yield Engine(model, executor, plan, scripted_drafts(plan, dtype, target) if plan.num_drafts else None)
     finally:
         executor.close()
 
@@ -175,6 +182,18 @@ def alone(number: int, dtype: str, target: str) -> list[list[Delta]]:
         while engine.step():
             pass
         return [engine.deltas["", index] for index in range(fields.get("n", 1))]
+
+
+def scripted_drafts(plan: Plan, dtype: str, target: str) -> SpeculativeConfig:
+    """Drafts of what each completion gave alone, some of them wrong."""
+
+    def make_drafter(sequence: Sequence) -> ScriptedDrafter:
+        arrival = plan.arrivals[int(sequence.request.request_id)]
+        deltas = alone(arrival.request, dtype, target)[sequence.index]
+        tokens = [*sequence.request.prompt_token_ids, *(delta.token_ids[0] for delta in deltas)]
+        return ScriptedDrafter(tokens, plan.acceptance, 250, arrival.at)
+
+    return SpeculativeConfig(plan.num_drafts, make_drafter)
 
 
 def check_plan(plan: Plan, dtype: str, target: str) -> None:

@@ -12,9 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from invariants import check_blocks, check_contents, check_decode_batch
-from scripted import VOCAB, FakeCosts, LetterTokenizer, ScriptedExecutor, expected_tokens, make_request, make_sequence
+from scripted import (
+    VOCAB,
+    FakeCosts,
+    LetterTokenizer,
+    ScriptedExecutor,
+    expected_tokens,
+    make_request,
+    make_sequence,
+    scripted_drafts,
+)
 from stepper import run_all, run_step
 
+from waferline.runtime.drafter import SpeculativeConfig
 from waferline.runtime.output_processor import append_token, unpack_entries
 from waferline.runtime.scheduler import MAX_STEPS, Scheduler
 from waferline.runtime.sequence import NO_ROW, Sequence
@@ -36,6 +46,7 @@ def make_scheduler(
     enable_prefix_caching: bool = True,
     cost_model: Any = None,
     itl_target_ms: float | None = None,
+    speculative_config: SpeculativeConfig | None = None,
 ) -> tuple[Scheduler, ScriptedExecutor]:
     limits = ExecutorLimits(seqs, min(max_model_len, blocks * KV_BLOCK_SIZE), rows, logits or max(seqs, 8), blocks)
     executor = ScriptedExecutor(limits)
@@ -45,6 +56,7 @@ def make_scheduler(
         enable_prefix_caching=enable_prefix_caching,
         cost_model=cost_model,
         itl_target_ms=itl_target_ms,
+        speculative_config=speculative_config,
     )
     return scheduler, executor
 
@@ -65,6 +77,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         enable_prefix_caching=st.sampled_from([True, True, False]),
         costs=st.builds(FakeCosts, *[st.sampled_from([0.0, 0.01, 0.3, 5.0])] * 3),
         itl_target_ms=st.none() | st.sampled_from([0.5, 2.0, 5.0, 20.0]),
+        num_drafts=st.sampled_from([0, 1, 4, 9]),
+        acceptance=st.sampled_from([0.0, 0.6, 0.9, 1.0]),
     )
     def start(
         self,
@@ -75,6 +89,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         enable_prefix_caching: bool,
         costs: FakeCosts,
         itl_target_ms: float | None,
+        num_drafts: int,
+        acceptance: float,
     ) -> None:
         self.scheduler, self.executor = make_scheduler(
             seqs,
@@ -84,6 +100,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             enable_prefix_caching=enable_prefix_caching,
             cost_model=costs,
             itl_target_ms=itl_target_ms,
+            speculative_config=scripted_drafts(num_drafts, acceptance) if num_drafts else None,
         )
         self.costs, self.itl_target_ms = costs, itl_target_ms
         self.limits = self.executor.limits
@@ -160,7 +177,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert step.batch["num_logits"].sum() <= self.limits.max_num_logits
         self.check_time(step)
         before = {id(sequence): sequence.num_computed_tokens for sequence in step.sequences}
-        result, _ = run_step(self.scheduler, self.executor, step)
+        result, _ = run_step(self.scheduler, self.executor, step, seconds=1.0)
         assert result.num_steps >= 1
         # Nothing else ends a run early: reserved blocks suffice, and no flag is left over from an earlier sequence.
         assert result.reason in (StopReason.STEPS, StopReason.FINISHED)
@@ -199,7 +216,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        run_all(self.scheduler, self.executor)
+        run_all(self.scheduler, self.executor, seconds=1.0)
         assert self.scheduler.kv_cache.block_pool.num_free == self.limits.num_kv_blocks
         assert self.scheduler.slots == [None] * self.limits.max_num_seqs
         assert self.scheduler.kv_cache_usage == self.scheduler.num_running == 0

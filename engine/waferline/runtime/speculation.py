@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits, SequenceTable
 
+from ..fabric.cost import StepShape
 from .drafter import Drafter, SpeculativeConfig
 from .sequence import Sequence
 from .step_builder import ScheduledStep
@@ -121,14 +122,12 @@ class Speculator:
         self._times: dict[int, StepTimes] = {}  # by the number of sequences
 
     def plan(self, step: ScheduledStep) -> None:
-        """Add drafts to ``step``, which samples for every sequence: it is taken once then. Where it gets none it is
-        taken no more often than lets the next look for drafts come soon, and cost next to nothing."""
+        """Add drafts to ``step``, which has one row of each of its sequences: it is taken once then. Where it gets none it
+        is taken no more often than lets the next look for drafts come soon, and cost next to nothing."""
         rows = len(step.sequences)
         times = self._times.setdefault(rows, StepTimes(rows))
-        step.max_steps = min(step.max_steps, PLAIN_STEPS if times.want_plain else times.run_length)
-        if step.batch["count"].max() > 1:
-            return  # a prompt's end
         step.num_drafts = [0] * rows
+        step.max_steps = min(step.max_steps, PLAIN_STEPS if times.want_plain else times.run_length)
         if times.want_plain:
             return
         tokens = float(rows)  # that the step is expected to give
@@ -136,21 +135,28 @@ class Speculator:
             drafting = self._drafting(sequence)
             drafts = drafting.propose(sequence.token_ids, self._room(sequence, rows))
             count, tokens = _best_count(times, rows, tokens, drafting.acceptance, len(drafts))
-            step.num_drafts[index] = count
-            self._table.tokens[sequence.slot, sequence.num_tokens : sequence.num_tokens + count] = drafts[:count]
-            rows += count
-        if rows > len(step.sequences):
-            step.batch["count"] += step.num_drafts
-            step.batch["num_logits"] += step.num_drafts
-            step.max_steps = 1
+            if count:
+                self._add(step, index, drafts[:count])
+                rows += count
+
+    def _add(self, step: ScheduledStep, index: int, drafts: list[int]) -> None:
+        sequence, count = step.sequences[index], len(drafts)
+        start = sequence.num_tokens
+        self._table.tokens[sequence.slot, start : start + count] = drafts
+        step.batch["count"][index] += count
+        step.batch["num_logits"][index] += count
+        step.shape = step.shape.plus(StepShape.of_chunk(start, count, count)._replace(kv_tokens=count))
+        step.num_drafts[index] = count
+        step.max_steps = 1
 
     def update(self, step: ScheduledStep, num_steps: int, seconds: float) -> None:
-        """Learn from ``step``, which was planned and taken; wrong drafts of it do not count as computed."""
+        """Learn from ``step``, which was planned, and taken ``num_steps`` times in ``seconds``. As long as no times are
+        given, nothing is drafted."""
         rows = len(step.sequences) + sum(step.num_drafts)
-        self._times[len(step.sequences)].observe(rows, seconds / num_steps, num_steps)
+        if seconds > 0:
+            self._times[len(step.sequences)].observe(rows, seconds / num_steps, num_steps)
         for sequence, count in zip(step.sequences, step.num_drafts, strict=True):
             num_accepted = min(count, self._drafting(sequence).compare(sequence.token_ids))
-            sequence.num_computed_tokens -= count - num_accepted
             self.counts.num_drafts += count > 0
             self.counts.num_draft_tokens += count
             self.counts.num_accepted_tokens += num_accepted
