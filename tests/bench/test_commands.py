@@ -55,6 +55,17 @@ def test_prefill(capsys: Captured) -> None:
         assert result["matmul_tmac_per_second"] >= 0
 
 
+def test_speculation(capsys: Captured) -> None:
+    arguments = ("speculation", "--model", str(TIED), "--tokens", "30", "--repeats", "1", "--threads", "1")
+    result = run_json(capsys, *arguments, "--acceptance", "1,0.5", "--num-speculative-tokens", "3")
+    assert [row["drafts"] for row in result["results"]] == ["100% right", "50% right", "loop, prompt lookup"]
+    for row in result["results"]:
+        assert row["speedup"] > 0
+        assert row["num_speculative_tokens"] == 3
+        assert 0 <= row["accepted_tokens"] <= row["draft_tokens"]
+        assert 0 < row["steps"] <= 30
+
+
 def test_load(capsys: Captured, tmp_path: Path) -> None:
     result = run_json(capsys, "load", "--model", str(TIED), "--repeats", "1", "--threads", "1")
     fields = ("pack_seconds", "ready_seconds", "arena_fill_seconds", "memcpy_seconds", "model_bytes")
@@ -82,12 +93,14 @@ def test_kernels(capsys: Captured, monkeypatch: pytest.MonkeyPatch, only: str) -
         assert row["error"] < 2e-6
 
 
-@pytest.mark.parametrize("command", ["decode", "prefill"])
-def test_a_table_for_people(capsys: Captured, command: str) -> None:
+@pytest.mark.parametrize(
+    ("command", "words"), [("decode", "matmul gate_up"), ("prefill", "matmul gate_up"), ("speculation", "100% right")]
+)
+def test_a_table_for_people(capsys: Captured, command: str, words: str) -> None:
     assert main(["bench", command, "--model", str(TIED), "--tokens", "4", "--repeats", "1"]) == 0
     output, _ = capsys.readouterr()
     assert "tokens/s" in output
-    assert "matmul gate_up" in output
+    assert words in output
 
 
 @pytest.mark.parametrize(
@@ -96,6 +109,10 @@ def test_a_table_for_people(capsys: Captured, command: str) -> None:
         (["decode", "--model", "no-such-model"], "no-such-model"),
         (["decode", "--tokens", "0"], "tokens: 0, expected at least 1"),
         (["kernels", "--only", "q9"], "only: 'q9'"),
+        (
+            ["speculation", "--model", str(TIED), "--num-speculative-tokens", "0"],
+            "num_speculative_tokens: 0, expected at least 1",
+        ),
         (["load", "--model", str(TIED), "--threads", "0"], "ended with status 1"),
     ],
 )

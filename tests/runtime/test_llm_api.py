@@ -206,6 +206,20 @@ def test_a_completion_out_of_time_has_what_it_has() -> None:
     asyncio.run(run())
 
 
+def test_drafts_change_nothing_but_the_time() -> None:
+    params = SamplingParams(max_tokens=40, seed=1, ignore_eos=True)
+    config = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 1}
+    with LLM(TINY_MODEL) as plain, LLM(TINY_MODEL, speculative_config=config) as llm:
+        assert llm.generate("abab", params)[0].outputs == plain.generate("abab", params)[0].outputs
+        assert (plain.stats()["num_speculative_tokens"], llm.stats()["num_speculative_tokens"]) == (0, 4)
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match=r"speculative_config\.num_speculative_tokens: missing"):
+            AsyncLLM(TINY_MODEL, speculative_config={"method": "ngram"})
+
+    asyncio.run(run())
+
+
 def test_async_streams_run_side_by_side() -> None:
     async def run() -> None:
         async with AsyncLLM(TINY_MODEL) as llm:

@@ -116,6 +116,10 @@ def test_a_request_that_fails_is_one_line(server: RunningServer, run: Run, argum
             "tenant_weights: 'acme': 0",
         ),
         (["serve", str(MODEL), "--bind", "tcp://127.0.0.1:*", "--max-ttft-ms", "0"], "max_ttft_ms: 0"),
+        (
+            ["serve", str(MODEL), "--bind", "tcp://127.0.0.1:*", "--speculative-config", "{}"],
+            "speculative_config.method",
+        ),
         (["demo", "--model", "no-such-model"], "no-such-model"),
         (["pack", "no-such-model", "out"], "no-such-model"),
         (["inspect", "no-such-model"], "no-such-model"),
@@ -137,6 +141,11 @@ def test_what_cannot_be_done_is_said_without_a_traceback(run: Run, arguments: li
         (["serve", "demo", "--bind", "5757"], "bind: '5757'"),
         (["serve", "demo", "--kv-cache-memory", "much"], "--kv-cache-memory"),
         (["serve", "demo", "--tenant-weight", "acme=heavy"], "invalid NAME=WEIGHT value: 'acme=heavy'"),
+        (
+            ["serve", "demo", "--speculative-config", "{ngram}"],
+            "--speculative-config: '{ngram}', expected a JSON object",
+        ),
+        (["serve", "demo", "--speculative-config", "4"], "--speculative-config: '4', expected a JSON object"),
         (["stream", "x", "--temperature", "hot"], "--temperature"),
         (["stream", "x", "--temperature", "-1"], "temperature: -1"),
         (["stream", "x", "--n", "2"], "n: 2"),

@@ -144,12 +144,14 @@ def test_a_cancelled_request_ends_and_its_neighbour_does_not(
 
 
 def test_the_ready_line_tells_what_runs_where(serve: Callable[..., ServerProcess]) -> None:
-    server = serve("--threads", "1", "--dtype", "f32", "--no-enable-prefix-caching")
+    drafts = '{"method": "ngram", "num_speculative_tokens": 3}'
+    server = serve("--threads", "1", "--dtype", "f32", "--no-enable-prefix-caching", "--speculative-config", drafts)
     assert server.ready_line.startswith("waferline: serving qwen2 (f32) on ")
     with Client(server.address) as client:
         stats = client.stats()
         assert f"{stats['backend']}/{stats['level']}, 1 thread at tcp://127.0.0.1:" in server.ready_line
         assert not stats["enable_prefix_caching"]
+        assert stats["num_speculative_tokens"] == 3
         with pytest.raises(RequestFailed) as raised:
             client.generate([[1] * 1000])
         assert raised.value.code == "prompt_too_long"

@@ -110,7 +110,8 @@ def _shares(text: str) -> tuple[float, ...]:
 
 def run_bench(args: argparse.Namespace) -> int:
     """Run the benchmark that ``args`` name. Raises ValueError for a count that is not positive."""
-    for field in ("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "k"):
+    fields = ("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "num_speculative_tokens", "k")
+    for field in fields:
         if getattr(args, field, 1) < 1:
             raise ValueError(f"{field}: {getattr(args, field)}, expected at least 1")
     importlib.import_module(f".{args.benchmark}", __package__).run(args)

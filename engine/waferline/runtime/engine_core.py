@@ -251,6 +251,7 @@ class EngineCore:
                 max_waiting_requests=runner.admission.bounds.max_waiting_requests,
                 max_waiting_tokens=runner.admission.bounds.max_waiting_tokens,
                 max_ttft_ms=runner.admission.bounds.max_ttft_ms,
+                num_speculative_tokens=setup.num_speculative_tokens,
             )
 
     # The engine thread.

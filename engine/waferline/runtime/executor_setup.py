@@ -57,6 +57,7 @@ class ExecutorSetup:
             )
         if max_model_len is not None:
             _check_integer("max_model_len", max_model_len, 2, model.max_model_len)
+        self.num_speculative_tokens = num_speculative_tokens
         self.kv_dtype = choose_kv_dtype(kv_dtype, model.dtype)
         self._program = model.program
         dims = model.program.dims

@@ -12,6 +12,8 @@ were measured to take, that gives the number of drafts that makes the most token
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from dataclasses import dataclass
 
 from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits, SequenceTable
@@ -26,9 +28,8 @@ LOOKUP_SHARE = 0.005  # of the time, that runs may be cut short for to look for 
 FIRST_ACCEPTANCE, FIRST_WEIGHT = 0.5, 3  # an estimate to begin with, as if from so many tokens
 MIN_ACCEPTANCE = 0.1  # below it no row is cheap enough, whatever seems to have been measured
 SLOWEST_ACCEPTANCE_RATE = 0.05  # by which an estimate still follows after many tokens
-SECONDS_RATE = 0.3
-LARGEST_SURPRISE = 1.2  # a step that took longer (or shorter) by more counts as that: something else had the machine
-PLAIN_STEPS = 4  # in which it is measured what a step without drafts takes
+NUM_TIMES = 5  # of like steps, of which the median counts
+PLAIN_STEPS = 3  # without drafts, before any has some
 RETRY_STEPS = 256  # of one kind, with drafts or without, after which it is measured anew what the other takes
 
 
@@ -74,14 +75,16 @@ class StepTimes:
 
     def __init__(self, num_seqs: int) -> None:
         self._num_seqs = num_seqs
-        self._seconds: dict[int, float] = {}
+        self._times: dict[int, deque[float]] = {}
+        self._seconds: dict[int, float] = {}  # medians of `_times`
         self._has_drafts = False  # of the last step
         self._num_alike = 0  # steps of its kind in a row
 
     @property
     def want_plain(self) -> bool:
-        """Whether it is time for steps without drafts; there have been some where not."""
-        return not self._seconds or (self._has_drafts and self._num_alike >= RETRY_STEPS)
+        """Whether the next step is to have no drafts, so that it can be measured; one was measured where not."""
+        num_plain = len(self._times.get(self._num_seqs, ()))
+        return num_plain < PLAIN_STEPS or (self._has_drafts and self._num_alike >= RETRY_STEPS)
 
     @property
     def run_length(self) -> int:
@@ -100,15 +103,17 @@ class StepTimes:
         return self._seconds[below] + share * (self._seconds[above] - self._seconds[below])
 
     def observe(self, rows: int, seconds: float, num_steps: int) -> None:
-        """Learn from ``num_steps`` steps of ``rows`` that took ``seconds`` each."""
+        """Learn from ``num_steps`` steps of ``rows`` that took ``seconds`` each. What was expected of them counts as the
+        first time, so that not the first time alone, when something else had the machine, makes drafts look dear."""
         has_drafts = rows > self._num_seqs
         self._num_alike = num_steps + (self._num_alike if has_drafts == self._has_drafts else 0)
         self._has_drafts = has_drafts
         if not has_drafts and self._num_alike >= RETRY_STEPS:
-            self._seconds = {rows: self._seconds[rows]}
-        expected = self.of(rows) if self._seconds else seconds
-        surprise = min(max(seconds, expected / LARGEST_SURPRISE), expected * LARGEST_SURPRISE) - expected
-        self._seconds[rows] = expected + surprise * (1 - (1 - SECONDS_RATE) ** num_steps)
+            self._times, self._seconds = {rows: self._times[rows]}, {rows: self._seconds[rows]}
+        if rows not in self._times:
+            self._times[rows] = deque([self.of(rows)] if self._seconds else [], NUM_TIMES)
+        self._times[rows].append(seconds)
+        self._seconds[rows] = statistics.median_low(self._times[rows])
 
 
 class Speculator:
@@ -127,7 +132,7 @@ class Speculator:
         rows = len(step.sequences)
         times = self._times.setdefault(rows, StepTimes(rows))
         step.num_drafts = [0] * rows
-        step.max_steps = min(step.max_steps, PLAIN_STEPS if times.want_plain else times.run_length)
+        step.max_steps = min(step.max_steps, 1 if times.want_plain else times.run_length)
         if times.want_plain:
             return
         tokens = float(rows)  # that the step is expected to give

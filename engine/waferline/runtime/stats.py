@@ -46,3 +46,4 @@ class EngineStats(msgspec.Struct, kw_only=True):
     max_waiting_requests: int | None
     max_waiting_tokens: int | None
     max_ttft_ms: float | None
+    num_speculative_tokens: int  # of a draft at most; 0: nothing is drafted
