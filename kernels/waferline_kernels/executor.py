@@ -136,14 +136,19 @@ class StepwiseExecutor(Executor):
 def append_sampled(batch: NDArray[np.void], entries: NDArray[np.void], table: SequenceTable) -> NDArray[np.void]:
     """Append what was sampled to its sequences. ``entries`` (ENTRY [n]) are those of all wanted rows of ``batch``; the ones
     that count are returned: none after a draft that was not sampled, or after a sequence's end."""
-    counts = np.ones(len(entries), bool)
-    spans = np.stack([batch["slot"], batch["start"] + batch["count"], batch["num_logits"].cumsum()], axis=1)
-    num_drafts = spans[:, 1] - table.num_tokens[batch["slot"]]
-    for (slot, end, row), drafts in zip(spans[num_drafts > 0], num_drafts[num_drafts > 0], strict=True):
-        before = entries[row - 1 - drafts : row - 1]  # of the rows before each draft
-        is_right = (before["token"] == table.tokens[slot, end - drafts : end]) & (before["finish"] == Finish.NONE)
-        counts[row - drafts : row] = np.logical_and.accumulate(is_right)
-    entries = entries[counts]
+    ends = batch["start"] + batch["count"]
+    num_drafts = ends - table.num_tokens[batch["slot"]]
+    if (num_drafts > 0).any():
+        counts = np.ones(len(entries), bool)
+        rows = batch["num_logits"].cumsum()  # the first entry that is not the span's any more
+        for slot, end, row, drafts in zip(batch["slot"], ends, rows, num_drafts, strict=True):
+            if drafts > 0:
+                before = entries[row - 1 - drafts : row - 1]  # of the rows before each draft
+                is_right = (before["token"] == table.tokens[slot, end - drafts : end]) & (
+                    before["finish"] == Finish.NONE
+                )
+                counts[row - drafts : row] = np.logical_and.accumulate(is_right)
+        entries = entries[counts]
     sampled = entries[entries["is_prompt"] == 0]
     table.tokens[sampled["slot"], sampled["position"]] = sampled["token"]
     table.num_tokens[sampled["slot"]] = sampled["position"] + 1  # of several the last one

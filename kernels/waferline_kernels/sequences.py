@@ -97,7 +97,7 @@ class SamplingRules(NamedTuple):
 
 @dataclass(frozen=True)
 class SequenceTable:
-    tokens: NDArray[np.int32]  # [max_num_seqs, max_model_len]
+    tokens: NDArray[np.int32]  # [max_num_seqs, max_model_len]; drafts, where there are any, after the sequence's own
     num_tokens: NDArray[np.int32]  # [max_num_seqs]; the executor raises it as it appends
     block_tables: NDArray[np.int32]  # [max_num_seqs, max_blocks_per_seq]
     num_blocks: NDArray[np.int32]  # [max_num_seqs]; blocks of the table that are reserved

@@ -20,7 +20,8 @@ token that it never had before, or one of a higher priority to arrive. Tokens ar
 at most as often as those before it, and itself, have blocks in all, and as others of higher priorities come.
 
 A schedule is made once in up to MAX_STEPS steps: sequences that only go on sampling need no Python between their tokens.
-Nor does it cost time for each of them, but for what changes: see DecodeBatch.
+Nor does it cost time for each of them, but for what changes: see DecodeBatch. Where it is speculated, steps of nothing else
+may have drafts as well, and are taken one at a time then: see Speculator.
 """
 
 from __future__ import annotations
