@@ -9,8 +9,8 @@ import pytest
 from recorder import RecordingCore
 from scripted import expected_tokens, make_sequence, scripted_drafts
 from stepper import run_step
-from test_scheduler import make_scheduler
 
+from test_scheduler import make_scheduler
 from waferline.model.load import Model
 from waferline.runtime.drafter import SpeculativeConfig
 from waferline.runtime.messages import Finished
