@@ -153,7 +153,7 @@ class Scheduler:
         only_decodes = not self._prefilling and not self.can_admit()
         scheduled = step.build(self._reserve_ahead() if only_decodes else 1)
         if self.speculator is not None and only_decodes:
-            self.speculator.plan(scheduled)
+            self.speculator.plan(scheduled, self._target)
         return scheduled
 
     def update(self, step: ScheduledStep, num_steps: int, seconds: float = 0.0) -> None:

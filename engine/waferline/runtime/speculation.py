@@ -21,7 +21,7 @@ from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits, SequenceT
 from ..fabric.cost import StepShape
 from .drafter import Drafter, SpeculativeConfig
 from .sequence import Sequence
-from .step_builder import ScheduledStep
+from .step_builder import LatencyTarget, ScheduledStep
 
 TURNAROUND_S = 2.5e-4  # that Python takes between two runs, about: 0.2 to 0.3 ms were measured
 LOOKUP_SHARE = 0.005  # of the time, that runs may be cut short for to look for drafts again
@@ -126,21 +126,24 @@ class Speculator:
         self._table = table
         self._times: dict[int, StepTimes] = {}  # by the number of sequences
 
-    def plan(self, step: ScheduledStep) -> None:
+    def plan(self, step: ScheduledStep, target: LatencyTarget | None) -> None:
         """Add drafts to ``step``, which has one row of each of its sequences: it is taken once then. Where it gets none it
-        is taken no more often than lets the next look for drafts come soon, and cost next to nothing."""
+        is taken no more often than lets the next look for drafts come soon, and cost next to nothing. With a ``target``
+        drafts take no more time than prefill may."""
         rows = len(step.sequences)
         times = self._times.setdefault(rows, StepTimes(rows))
         step.num_drafts = [0] * rows
         step.max_steps = min(step.max_steps, 1 if times.want_plain else times.run_length)
         if times.want_plain:
             return
+        budget_ms = math.inf if target is None else target.budget_ms(step.shape)
         tokens = float(rows)  # that the step is expected to give
         for index, sequence in enumerate(step.sequences):
             drafting = self._drafting(sequence)
             drafts = drafting.propose(sequence.token_ids, self._room(sequence, rows))
             count, tokens = _best_count(times, rows, tokens, drafting.acceptance, len(drafts))
-            if count:
+            shape = step.shape.plus(_shape_of_drafts(sequence, count))
+            if count and (target is None or target.predict_ms(shape) <= budget_ms):
                 self._add(step, index, drafts[:count])
                 rows += count
 
@@ -150,7 +153,7 @@ class Speculator:
         self._table.tokens[sequence.slot, start : start + count] = drafts
         step.batch["count"][index] += count
         step.batch["num_logits"][index] += count
-        step.shape = step.shape.plus(StepShape.of_chunk(start, count, count)._replace(kv_tokens=count))
+        step.shape = step.shape.plus(_shape_of_drafts(sequence, count))
         step.num_drafts[index] = count
         step.max_steps = 1
 
@@ -182,6 +185,11 @@ class Speculator:
                 sequence.max_num_tokens - sequence.num_tokens - 1,
             ),
         )
+
+
+def _shape_of_drafts(sequence: Sequence, count: int) -> StepShape:
+    """Of the rows that ``count`` drafts add to the one of the last token."""
+    return StepShape.of_chunk(sequence.num_tokens, count, count)._replace(kv_tokens=count)
 
 
 def _best_count(times: StepTimes, rows: int, tokens: float, acceptance: float, most: int) -> tuple[int, float]:
