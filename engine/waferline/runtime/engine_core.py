@@ -20,13 +20,12 @@ from typing import Any
 from ..model.load import Model
 from .admission import Admission, AdmissionLimits
 from .drafter import SpeculativeConfig, read_speculative_config
-from .errors import ENGINE_DEAD, INTERNAL, SHUTTING_DOWN, RequestFailed
+from .errors import ENGINE_DEAD, SHUTTING_DOWN, RequestFailed
 from .executor_setup import ExecutorSetup
 from .messages import EngineOutput, GenerateRequest, RequestError
-from .request import Request, admit_request
-from .request_runner import RequestRunner
+from .request import Request
+from .request_runner import RequestRunner, make_request
 from .scheduler import Scheduler
-from .sequence import Sequence
 from .speculation import DraftCounts
 from .stats import EngineStats
 from .waiting_queue import check_tenant_weights
@@ -155,16 +154,9 @@ class EngineCore:
     def add(self, message: GenerateRequest) -> None:
         """Ask for completions; ``on_output`` is told soon whether they are accepted. A prompt that is a string is
         tokenised in the calling thread. That there is too much to do already is told at once, in the calling thread."""
-        arrival_ns = time.monotonic_ns()
-        try:
-            request = admit_request(message, self.model, self._setup.limits.max_model_len)
-            request.arrival_ns = arrival_ns
-            request.sequences = [Sequence(request, index, self.model.tokenizer) for index in range(request.params.n)]
-        except RequestFailed as error:
-            self._post(RequestError(message.request_id, error.code, error.message))
-        except Exception as error:
-            logger.exception("request %s could not be admitted", message.request_id)
-            self._post(RequestError(message.request_id, INTERNAL, f"the request could not be admitted: {error!r}"))
+        request = make_request(message, self.model, self._setup.limits.max_model_len, time.monotonic_ns())
+        if isinstance(request, RequestError):
+            self._post(request)
         else:
             self._enter(request)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from waferline_kernels.executor import Executor, create_executor
 from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.program import Program
-from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits
+from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN
 
 from ..fabric.cost import CostModel, StepShape
 from ..fabric.host import claim_cpus, probe_host
@@ -19,16 +18,13 @@ from ..fabric.report import residency
 from ..fabric.residency import host_residency
 from ..fabric.spec import known_host_fabric
 from ..model.load import Model
-from .memory import available_memory, choose_kv_dtype, plan_kv_blocks
+from .limits import kv_block_bytes, model_bytes, plan_limits
 
-MAX_NUM_SEQS = 4096
-MAX_NUM_BATCHED_TOKENS = 1 << 20
 HUGE_PAGE_BYTES = 2 << 20
 WARM_UP_ROWS = 32
 WARM_UP_CONTEXT = 1024
 WARM_UP_SECONDS = 0.05  # that steps may have taken if there is to be another one
 WARM_UP_LESSONS = 20  # times that the cost model is told: a factor comes from far off, and each time follows a little
-PROMPT_LOGITS = 64  # rows of a step that scored prompts may take, where there are fewer sequences
 
 
 class ExecutorSetup:
@@ -49,37 +45,20 @@ class ExecutorSetup:
         kv_dtype: str,
         num_speculative_tokens: int,
     ) -> None:
-        _check_integer("max_num_seqs", max_num_seqs, 1, MAX_NUM_SEQS)
-        _check_integer("max_num_batched_tokens", max_num_batched_tokens, 1, MAX_NUM_BATCHED_TOKENS)
-        if max_num_batched_tokens < max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens: {max_num_batched_tokens}, expected at least max_num_seqs ({max_num_seqs})"
-            )
-        if max_model_len is not None:
-            _check_integer("max_model_len", max_model_len, 2, model.max_model_len)
         self.num_speculative_tokens = num_speculative_tokens
-        self.kv_dtype = choose_kv_dtype(kv_dtype, model.dtype)
-        self._program = model.program
-        dims = model.program.dims
-        self.model_bytes = sum(tensor.nbytes for tensor in model.program.tensors)
-        wanted_len = max_model_len or model.max_model_len
-        free_memory = max(0, available_memory() - self.model_bytes)
-        num_kv_blocks = plan_kv_blocks(dims, self.kv_dtype, max_num_seqs, wanted_len, kv_cache_memory, free_memory)
-        self.kv_cache_bytes = num_kv_blocks * dims.kv_block_bytes(KV_FORMATS[self.kv_dtype])
-        capacity = num_kv_blocks * KV_BLOCK_SIZE
-        if max_model_len is not None and max_model_len > capacity:
-            raise ValueError(
-                f"max_model_len: {max_model_len}, expected at most {capacity}, the tokens that a KV cache of "
-                f"{self.kv_cache_bytes} bytes holds; a larger kv_cache_memory holds more"
-            )
-        self.limits = ExecutorLimits(
-            max_num_seqs=max_num_seqs,
-            max_model_len=min(wanted_len, capacity),
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_logits=min(max_num_batched_tokens, max(max_num_seqs * (1 + num_speculative_tokens), PROMPT_LOGITS)),
-            num_kv_blocks=num_kv_blocks,
-            kv_dtype=self.kv_dtype,
+        self.limits = plan_limits(
+            model,
+            max_num_seqs,
+            max_model_len,
+            max_num_batched_tokens,
+            kv_cache_memory,
+            kv_dtype,
+            num_speculative_tokens,
         )
+        self.kv_dtype = self.limits.kv_dtype
+        self.kv_cache_bytes = self.limits.num_kv_blocks * kv_block_bytes(model, self.kv_dtype)
+        self.model_bytes = model_bytes(model)
+        self._program = model.program
         placement = plan_placement(model.program, threads)
         self._claim = claim_cpus(probe_host().cpus, placement.num_workers)
         self.placement = placement if self._claim is None else replace(placement, cpus=self._claim.cpus)
@@ -145,10 +124,3 @@ def _take_step(executor: Executor, program: Program, start: int, count: int) -> 
     seconds = executor.run(program, np.array([(0, start, count, 1)], SPAN), max_steps=1).seconds
     executor.ring.drain()
     return seconds
-
-
-def _check_integer(field: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{field}: {value!r}, expected an integer")
-    if not low <= value <= high:
-        raise ValueError(f"{field}: {value}, expected {low} to {high}")

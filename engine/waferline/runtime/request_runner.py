@@ -21,14 +21,30 @@ from ..model.load import Model
 from .admission import Admission
 from .deadlines import Deadlines
 from .errors import DEADLINE_EXCEEDED, DUPLICATE_ID, INTERNAL, RequestFailed
-from .messages import Accepted, EngineOutput, Finished, RequestError
+from .messages import Accepted, EngineOutput, Finished, GenerateRequest, RequestError
 from .output_processor import append_prompt_logprobs, append_token, join_deltas, token_logprobs, unpack_entries
-from .request import Request
+from .request import Request, admit_request
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .step_builder import ScheduledStep
 
 logger = logging.getLogger(__name__)
+
+
+def make_request(
+    message: GenerateRequest, model: Model, max_model_len: int, arrival_ns: int
+) -> Request | RequestError:
+    """The request that ``message`` asks for, its sequences made; what its client is told where ``model`` cannot run it."""
+    try:
+        request = admit_request(message, model, max_model_len)
+        request.arrival_ns = arrival_ns
+        request.sequences = [Sequence(request, index, model.tokenizer) for index in range(request.params.n)]
+    except RequestFailed as error:
+        return RequestError(message.request_id, error.code, error.message)
+    except Exception as error:
+        logger.exception("request %s could not be admitted", message.request_id)
+        return RequestError(message.request_id, INTERNAL, f"the request could not be admitted: {error!r}")
+    return request
 
 
 class RequestRunner:
