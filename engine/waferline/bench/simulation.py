@@ -1,0 +1,181 @@
+"""A discrete-event simulation of the engine: its own scheduler and request runner, on a clock that a cost model moves.
+
+What EngineCore's two threads do in real time happens here in turn in virtual time: requests arrive and clients leave
+when the clock has reached their moment, a step takes as long as the cost model predicts, its tokens are drained as soon
+as it ends, and an event within a run of many steps wakes it after the step at hand. The same workload gives the same
+steps, tokens and times, whatever the machine.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from waferline_kernels.executor import RunResult, StepwiseExecutor, StopReason, empty_entries
+from waferline_kernels.placement import Placement
+from waferline_kernels.program import Program
+from waferline_kernels.ring import Finish
+from waferline_kernels.sequences import NO_LOGPROBS, ExecutorLimits
+
+from ..fabric.cost import CostModel
+from ..model.load import Model
+from ..runtime.messages import RequestError
+from ..runtime.request_runner import RequestRunner, make_request
+from ..runtime.scheduler import Scheduler
+from ..runtime.step_builder import ScheduledStep
+from .streams import Stream, StreamRecorder
+from .workload import TimedRequest
+
+
+class VirtualClock:
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+
+class SimulatedExecutor(StepwiseExecutor):
+    """An executor without kernels: a step moves ``clock`` by what ``cost_model`` predicts, and invents tokens.
+
+    ``on_step`` is called after each step, and the run returns after the first step that ends at ``wake_at_ns`` or later.
+    """
+
+    name = "simulated"
+    level = "none"
+
+    def __init__(
+        self, program: Program, limits: ExecutorLimits, cost_model: CostModel, clock: VirtualClock, seed: int
+    ) -> None:
+        super().__init__(program, Placement(np.zeros(0), (0,)), limits)
+        self.on_step: Callable[[], None] = lambda: None
+        self.wake_at_ns = math.inf
+        self._cost_model = cost_model
+        self._clock = clock
+        self._random = np.random.default_rng(seed)
+
+    def run(self, program: Program, batch: NDArray[np.void], max_steps: int) -> RunResult:
+        begin = self._clock.now_ns
+        result = super().run(program, batch, max_steps)
+        return replace(result, seconds=(self._clock.now_ns - begin) * 1e-9)
+
+    def _step(self, program: Program, batch: NDArray[np.void]) -> NDArray[np.void]:
+        table, slots = self.sequences, batch["slot"]
+        counts, ends = batch["count"].astype(np.int64), batch["start"].astype(np.int64) + batch["count"]
+        contexts = counts * batch["start"] + counts * (counts + 1) // 2  # tokens that each span's rows attend to
+        milliseconds = self._cost_model.predict_step_ms(
+            int(counts.sum()), int(contexts.sum()), int(batch["num_logits"].sum()), int(ends.sum())
+        )
+        self._clock.now_ns += round(milliseconds * 1e6)
+
+        at = batch["num_logits"] > 0  # prompts are not scored: what has logits is sampled
+        slots, positions = slots[at], ends[at]
+        entries = empty_entries(len(slots))
+        entries["slot"], entries["position"] = slots, positions
+        entries["token"] = self._random.integers(0, self.dims.vocab, len(slots))
+        entries["num_top"] = NO_LOGPROBS
+        entries["time_ns"] = self._clock.now_ns
+        params = table.sampling[slots]
+        is_last = positions + 1 - params["num_prompt_tokens"] >= params["max_tokens"]
+        entries["finish"] = np.where(is_last, Finish.LENGTH, Finish.NONE)
+        table.tokens[slots, positions] = entries["token"]
+        table.num_tokens[slots] = positions + 1
+        return entries
+
+    def _reason_to_return(self, *arguments: Any) -> StopReason | None:
+        self.on_step()
+        if self._clock.now_ns >= self.wake_at_ns:
+            self.wake()
+        return super()._reason_to_return(*arguments)
+
+
+class TimedScheduler(Scheduler):
+    """A scheduler that keeps what each step cost it in processor time, ``schedule`` and ``update`` together."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.costs_ns: list[int] = []  # of each step, by order
+        self.num_scheduled: list[int] = []  # sequences of each step
+
+    def schedule(self) -> ScheduledStep | None:
+        begin = time.thread_time_ns()
+        step = super().schedule()
+        took = time.thread_time_ns() - begin
+        if step is not None:
+            self.costs_ns.append(took)
+            self.num_scheduled.append(len(step.sequences))
+        return step
+
+    def update(self, step: ScheduledStep, num_steps: int) -> None:
+        begin = time.thread_time_ns()
+        super().update(step, num_steps)
+        self.costs_ns[-1] += time.thread_time_ns() - begin
+
+
+class Simulation:
+    """An engine of ``model`` within ``limits`` whose steps take what ``cost_model`` predicts. No weights are read."""
+
+    def __init__(
+        self, model: Model, limits: ExecutorLimits, cost_model: CostModel, *, enable_prefix_caching: bool = True, seed: int
+    ) -> None:
+        self.clock = VirtualClock()
+        self.recorder = StreamRecorder(lambda: self.clock.now_ns)
+        self._model = model
+        self._limits = limits
+        self._seed = seed
+        self._executor = SimulatedExecutor(model.program, limits, cost_model, self.clock, seed)
+        self.scheduler = TimedScheduler(limits, self._executor.sequences, enable_prefix_caching=enable_prefix_caching)
+        self.runner = RequestRunner(model, self._executor, self.scheduler, self.recorder.on_output)
+        self._executor.on_step = lambda: self.runner.process(self._executor.ring.drain())
+        self._events: list[tuple[int, int, Callable[[], None]]] = []  # a heap: when, in which order, what
+        self._order = itertools.count()
+
+    def run(self, workload: Iterable[TimedRequest]) -> None:
+        """Serve ``workload`` to its end. Raises RuntimeError where a step fails, or where requests are left that neither
+        run nor end."""
+        for request in workload:
+            self._at(request.arrival_ns, partial(self._arrive, request))
+        while True:
+            while self._events and self._events[0][0] <= self.clock.now_ns:
+                heapq.heappop(self._events)[2]()
+            step = self.runner.schedule()
+            if step is not None:
+                self._take(step)
+            elif self._events:
+                self.clock.now_ns = self._events[0][0]
+            else:
+                break
+        if not self.runner.is_idle:
+            raise RuntimeError(f"simulation: {self.recorder.num_open} requests neither run nor end")
+
+    def _take(self, step: ScheduledStep) -> None:
+        for sequence in step.sequences:
+            stream = self.recorder.streams[sequence.request.request_id]
+            if stream.start_ns is None:
+                stream.start_ns = self.clock.now_ns
+        self._executor.wake_at_ns = self._events[0][0] if self._events else math.inf
+        self._executor.sequences.wake[0] = 0
+        result = self.runner.run(step)
+        if isinstance(result, Exception):
+            raise RuntimeError(f"simulation: a step failed: {result}") from result
+        self.runner.postprocess(step, result)
+
+    def _at(self, time_ns: int, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (time_ns, next(self._order), event))
+
+    def _arrive(self, timed: TimedRequest) -> None:
+        self.recorder.begin(Stream(timed.request_id, timed.arrival_ns, timed.num_prompt_tokens))
+        message = timed.message(self._model.program.dims.vocab, self._seed)
+        request = make_request(message, self._model, self._limits.max_model_len)
+        if isinstance(request, RequestError):
+            self.runner.emit_error(request)
+            return
+        self.runner.accept(request)
+        if timed.patience_ns is not None:
+            self._at(timed.arrival_ns + timed.patience_ns, partial(self.runner.abort, timed.request_id))
