@@ -78,6 +78,48 @@ def test_load(capsys: Captured, tmp_path: Path) -> None:
     assert again["model_bytes"] == result["model_bytes"]
 
 
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    """Twelve requests within 110 ms, one of them too long for the model."""
+    path = tmp_path / "trace.csv"
+    lines = [f"2023-11-16 18:15:46.{at:02},{400 if at == 7 else 5 + at},{3 + at}" for at in range(12)]
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines, ""]))
+    return str(path)
+
+
+def schedule_arguments(trace: str) -> tuple[str, ...]:
+    limits = ("--max-num-seqs", "4", "--max-num-batched-tokens", "16", "--max-model-len", "48")
+    return ("schedule", "--model", str(TIED), "--trace", trace, "--threads", "1", *limits)
+
+
+def test_schedule(capsys: Captured, trace: str) -> None:
+    result = run_json(
+        capsys, *schedule_arguments(trace), "--real", "--ttft-limit-ms", "60000", "--itl-limit-ms", "60000"
+    )
+    assert (result["requests"], result["max_num_seqs"], result["max_model_len"]) == (12, 4, 48)
+    assert result["capacity_per_second"] > 0
+    for figures in (result["simulated"], result["real"]):
+        assert (figures["finished"], figures["rejected"], figures["num_good"]) == (11, 1, 11)
+        assert figures["fluidity_index"] == figures["fluid_share"] == 1
+        assert 0 < figures["ttft_p50_ms"] <= figures["ttft_p99_ms"]
+        assert figures["num_steps"] > 0
+    assert result["simulated"]["num_schedules"] > 0
+    assert result["simulated"]["full_sequences"] <= 4
+
+
+def test_schedule_at_a_load_on_a_wafer(capsys: Captured, trace: str) -> None:
+    arguments = (*schedule_arguments(trace), "--fabric", "wse3", "--load", "0.5")
+    result = run_json(capsys, *arguments)
+    assert result["load"] == pytest.approx(0.5, rel=0.01)
+    assert "real" not in result
+    again = run_json(capsys, *arguments)
+    clocked = [field for field in result["simulated"] if not field.endswith(("_us", "_us_per_step"))]
+    assert [result["simulated"][field] for field in clocked] == [again["simulated"][field] for field in clocked]
+    assert main(["bench", *arguments, "--requests", "5", "--cancel-share", "1"]) == 0
+    lines = {line.split("  ")[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines()}
+    assert int(lines["finished"]) + int(lines["cancelled"]) == 5
+
+
 @pytest.mark.parametrize("only", ["q8_64x16_numba", "attend_numba"])
 def test_kernels(capsys: Captured, monkeypatch: pytest.MonkeyPatch, only: str) -> None:
     monkeypatch.setattr(kernels, "footprints_of", lambda host: (Footprint("L2", 1 << 16),))
@@ -114,6 +156,12 @@ def test_a_table_for_people(capsys: Captured, command: str, words: str) -> None:
             "num_speculative_tokens: 0, expected at least 1",
         ),
         (["load", "--model", str(TIED), "--threads", "0"], "ended with status 1"),
+        (["schedule", "--trace", "no-such-trace"], "no-such-trace"),
+        (["schedule", "--trace", "t", "--fabric", "tpu"], "fabric: 'tpu', expected one of host, wse3"),
+        (["schedule", "--trace", "t", "--fabric", "wse3", "--real"], "fabric: 'wse3', expected 'host'"),
+        (["schedule", "--trace", "t", "--load", "0"], "load: 0.0, expected more than 0"),
+        (["schedule", "--trace", "t", "--seconds", "1"], "seconds: 1.0, expected a load with it"),
+        (["schedule", "--trace", "t", "--cancel-share", "2"], "cancel_share: 2.0, expected 0 to 1"),
     ],
 )
 def test_what_cannot_be_measured_is_said(capfd: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:

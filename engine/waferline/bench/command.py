@@ -6,6 +6,8 @@ import argparse
 import importlib
 from typing import Any
 
+from ..fabric.host import parse_size
+
 
 def add_bench(commands: Any) -> None:
     """Add ``bench`` and its benchmarks to ``commands``, the command line's subparsers."""
@@ -73,8 +75,32 @@ def add_bench(commands: Any) -> None:
         help="of a draft token, how likely it is right; 1,0.5,0",
     )
 
+    _add_schedule(add("schedule", "latencies of a request trace: simulated, and beside it the real engine's"))
+
     load = add("load", "how fast a model is packed and loaded, and the memory it takes", repeats=3)
     _add_model(load)
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    _add_kv_dtype(parser)
+    add = parser.add_argument
+    add("--trace", required=True, metavar="FILE", help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens")
+    add("--requests", type=int, default=1000, metavar="N", help="the first of the trace; %(default)s")
+    add("--time-scale", type=float, default=1.0, metavar="X", help="by which times between requests are multiplied; 1")
+    add("--load", type=float, metavar="X", help="scale times so that requests come at X times what can be served")
+    add("--seconds", type=float, metavar="S", help="with a load: as many requests as come in this time")
+    add("--cancel-share", type=float, default=0.0, metavar="X", help="of clients that lose patience, 0 to 1; 0")
+    add("--seed", type=int, default=0, metavar="N", help="of prompts, tokens and patience; %(default)s")
+    add("--ttft-limit-ms", type=float, default=2000.0, metavar="MS", help="to the first token; %(default)s")
+    add("--itl-limit-ms", type=float, default=200.0, metavar="MS", help="from each token to the next; %(default)s")
+    add("--itl-target-ms", type=float, metavar="MS", help="what the scheduler aims at")
+    add("--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at once; %(default)s")
+    add("--max-model-len", type=int, metavar="TOKENS", help="of a completion and its prompt; longer ones are refused")
+    add("--max-num-batched-tokens", type=int, default=512, metavar="TOKENS", help="of one step; %(default)s")
+    add("--kv-cache-memory", type=parse_size, metavar="SIZE", help="such as 512MiB or 2GiB")
+    add("--fabric", default="host", help="what is simulated: host (measured), or wse3; %(default)s")
+    add("--real", action="store_true", help="replay the requests against the real engine too, in real time")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +136,10 @@ def _shares(text: str) -> tuple[float, ...]:
 
 def run_bench(args: argparse.Namespace) -> int:
     """Run the benchmark that ``args`` name. Raises ValueError for a count that is not positive."""
-    fields = ("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "num_speculative_tokens", "k")
+    fields = (
+        *("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "num_speculative_tokens", "k"),
+        "requests",
+    )
     for field in fields:
         if getattr(args, field, 1) < 1:
             raise ValueError(f"{field}: {getattr(args, field)}, expected at least 1")

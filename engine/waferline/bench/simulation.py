@@ -8,6 +8,7 @@ steps, tokens and times, whatever the machine.
 
 from __future__ import annotations
 
+import copy
 import heapq
 import itertools
 import math
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waferline_kernels.executor import RunResult, StepwiseExecutor, StopReason, empty_entries
-from waferline_kernels.placement import Placement
+from waferline_kernels.placement import SHARE, Placement
 from waferline_kernels.program import Program
 from waferline_kernels.ring import Finish
 from waferline_kernels.sequences import NO_LOGPROBS, ExecutorLimits
@@ -53,7 +54,7 @@ class SimulatedExecutor(StepwiseExecutor):
     def __init__(
         self, program: Program, limits: ExecutorLimits, cost_model: CostModel, clock: VirtualClock, seed: int
     ) -> None:
-        super().__init__(program, Placement(np.zeros(0), (0,)), limits)
+        super().__init__(program, Placement(np.zeros((0, 1), SHARE), (0,)), limits)
         self.on_step: Callable[[], None] = lambda: None
         self.wake_at_ns = math.inf
         self._cost_model = cost_model
@@ -112,17 +113,21 @@ class TimedScheduler(Scheduler):
             self.num_scheduled.append(len(step.sequences))
         return step
 
-    def update(self, step: ScheduledStep, num_steps: int) -> None:
+    def update(self, step: ScheduledStep, num_steps: int, seconds: float = 0.0) -> None:
         begin = time.thread_time_ns()
-        super().update(step, num_steps)
+        super().update(step, num_steps, seconds)
         self.costs_ns[-1] += time.thread_time_ns() - begin
 
 
 class Simulation:
-    """An engine of ``model`` within ``limits`` whose steps take what ``cost_model`` predicts. No weights are read."""
+    """An engine of ``model`` within ``limits`` whose steps take what ``cost_model`` predicts. No weights are read.
+
+    ``scheduling``: what Scheduler takes beside them. It has a cost model of its own that begins as this one does, and so
+    knows what steps will take, which a real engine's has to learn.
+    """
 
     def __init__(
-        self, model: Model, limits: ExecutorLimits, cost_model: CostModel, *, enable_prefix_caching: bool = True, seed: int
+        self, model: Model, limits: ExecutorLimits, cost_model: CostModel, seed: int, **scheduling: Any
     ) -> None:
         self.clock = VirtualClock()
         self.recorder = StreamRecorder(lambda: self.clock.now_ns)
@@ -130,7 +135,9 @@ class Simulation:
         self._limits = limits
         self._seed = seed
         self._executor = SimulatedExecutor(model.program, limits, cost_model, self.clock, seed)
-        self.scheduler = TimedScheduler(limits, self._executor.sequences, enable_prefix_caching=enable_prefix_caching)
+        self.scheduler = TimedScheduler(
+            limits, self._executor.sequences, cost_model=copy.deepcopy(cost_model), **scheduling
+        )
         self.runner = RequestRunner(model, self._executor, self.scheduler, self.recorder.on_output)
         self._executor.on_step = lambda: self.runner.process(self._executor.ring.drain())
         self._events: list[tuple[int, int, Callable[[], None]]] = []  # a heap: when, in which order, what

@@ -36,17 +36,21 @@ class TimedRequest:
 
 
 def make_workload(
-    trace: Iterable[TraceRequest], time_scale: float, cancel_share: float, seed: int
+    trace: Iterable[TraceRequest],
+    time_scale: float,
+    seed: int,
+    cancel_share: float = 0.0,
+    ttft_limit_ns: int = 0,
+    itl_limit_ns: int = 0,
 ) -> list[TimedRequest]:
-    """The requests of ``trace``, their times multiplied by ``time_scale``. Each is one of ``cancel_share`` (0 to 1) at
-    random, whose client loses patience within as many seconds as its completion has tokens, divided by ten."""
+    """The requests of ``trace``, their times multiplied by ``time_scale``. Clients of a share of them, ``cancel_share``
+    (0 to 1), lose patience, at any time before their last token is due by the limits."""
     random = np.random.default_rng(seed)
     requests = []
     for index, traced in enumerate(trace):
         cancels, moment = random.random(2)
-        patience = round(moment * traced.num_output_tokens * 1e8) if cancels < cancel_share else None
+        due_ns = ttft_limit_ns + traced.num_output_tokens * itl_limit_ns
+        patience = round(moment * due_ns) if cancels < cancel_share else None
         arrival = round(traced.arrival_ns * time_scale)
-        requests.append(
-            TimedRequest(index, arrival, traced.num_prompt_tokens, traced.num_output_tokens, patience)
-        )
+        requests.append(TimedRequest(index, arrival, traced.num_prompt_tokens, traced.num_output_tokens, patience))
     return requests

@@ -1,0 +1,214 @@
+"""``waferline bench schedule``: a request trace replayed against the simulated engine and, if wanted, the real one.
+
+The simulation is the engine's own scheduler on a virtual clock, moved by a cost model that has learnt from measured steps
+of this machine (``--fabric host``) or goes by a maker's figures (``--fabric wse3``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from waferline_kernels.sequences import ExecutorLimits
+
+from ..fabric.cost import CostModel
+from ..fabric.residency import fill_cores
+from ..fabric.spec import FABRICS, wse3
+from ..model.load import Model, load_model
+from ..runtime.limits import plan_limits
+from .calibration import calibrated_cost_model
+from .output import PERCENTILES, machine, print_json, print_table
+from .replay import replay
+from .simulation import Simulation, TimedScheduler
+from .streams import OUTCOMES, StreamRecorder, summarize
+from .trace import TraceRequest, read_trace
+from .workload import TimedRequest, make_workload
+
+CAPACITY_REQUESTS = 400  # of the trace, that come all at once to see how many a second can be served
+LIMITS = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "kv_cache_memory", "kv_dtype")
+SCHEDULING = ("itl_target_ms",)
+LATENCIES = {"TTFT": "ttft", "ITL": "itl", "queue": "queue", "refusal": "refusal"}
+FIGURES = {
+    "requests/s": "requests_per_second",
+    "tokens/s": "tokens_per_second",
+    "goodput, requests/s": "goodput_per_second",
+    "fluidity index": "fluidity_index",
+    "fluid streams": "fluid_share",
+    "preemptions": "num_preemptions",
+    "steps": "num_steps",
+    "schedules": "num_schedules",
+    "a schedule, p50 us": "schedule_p50_us",
+    "a schedule, p99 us": "schedule_p99_us",
+    "the same of the fullest": "full_schedule_p50_us",
+    "a step's share, us": "schedule_us_per_step",
+}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Simulate, replay and print. Raises ModelError, OSError, ValueError or BackendUnavailable for what cannot be done,
+    and RuntimeError where a request is unaccounted for."""
+    _check(args)
+    model = load_model(args.model, args.dtype, args.max_model_len)
+    trace = read_trace(args.trace, None if args.seconds else args.requests)
+    limits, cost_model = _engine_of(args, model)
+    capacity = measure_capacity(model, limits, cost_model, trace, args.seed)
+    workload = _make_workload(args, trace, capacity)
+    results = {"simulated": _simulate(args, model, limits, cost_model, workload)}
+    if args.real:
+        results["real"] = _replay(args, model, workload)
+    result = {
+        "model": model.name,
+        "dtype": model.dtype,
+        "fabric": args.fabric,
+        "requests": len(workload),
+        "capacity_per_second": round(capacity, 3),
+        "load": round(_rate(workload) / capacity, 3),
+        "ttft_limit_ms": args.ttft_limit_ms,
+        "itl_limit_ms": args.itl_limit_ms,
+        "itl_target_ms": args.itl_target_ms,
+        "max_num_seqs": limits.max_num_seqs,
+        "max_model_len": limits.max_model_len,
+        "max_num_batched_tokens": limits.max_num_batched_tokens,
+        "num_kv_blocks": limits.num_kv_blocks,
+        **results,
+    }
+    if args.json:
+        print_json({"bench": "schedule", **machine(), **result})
+    else:
+        _print(result, results)
+
+
+def measure_capacity(
+    model: Model, limits: ExecutorLimits, cost_model: CostModel, trace: list[TraceRequest], seed: int
+) -> float:
+    """Requests a second that a simulated engine serves of the first of ``trace`` when they come all at once."""
+    workload = make_workload(trace[:CAPACITY_REQUESTS], 0.0, seed)
+    simulation = Simulation(model, limits, cost_model, seed)
+    simulation.run(workload)
+    return len(workload) / (simulation.clock.now_ns * 1e-9)
+
+
+def scheduling_costs(scheduler: TimedScheduler, num_steps: int) -> dict[str, Any]:
+    """Processor time of schedules that were made, and of those for nearly as many sequences as ever ran at once."""
+    costs, sequences = np.array(scheduler.costs_ns) * 1e-3, np.array(scheduler.num_scheduled)
+    full = costs[sequences >= 0.9 * sequences.max()]
+    return {
+        "num_schedules": len(costs),
+        "schedule_p50_us": round(float(np.percentile(costs, 50)), 1),
+        "schedule_p99_us": round(float(np.percentile(costs, 99)), 1),
+        "full_schedule_p50_us": round(float(np.percentile(full, 50)), 1),
+        "full_sequences": int(sequences.max()),
+        "schedule_us_per_step": round(float(costs.sum()) / num_steps, 1),
+    }
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.fabric not in FABRICS:
+        raise ValueError(f"fabric: {args.fabric!r}, expected one of {', '.join(FABRICS)}")
+    if args.real and args.fabric != "host":
+        raise ValueError(f"fabric: {args.fabric!r}, expected 'host', which alone has a real engine")
+    for field in ("time_scale", "load", "seconds", "ttft_limit_ms", "itl_limit_ms"):
+        value = getattr(args, field)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ValueError(f"{field}: {value}, expected more than 0")
+    if not 0 <= args.cancel_share <= 1:
+        raise ValueError(f"cancel_share: {args.cancel_share}, expected 0 to 1")
+    if args.seconds is not None and args.load is None:
+        raise ValueError(f"seconds: {args.seconds}, expected a load with it")
+
+
+def _engine_of(args: argparse.Namespace, model: Model) -> tuple[ExecutorLimits, CostModel]:
+    """What bounds the engine, and what its steps take."""
+    limits = {name: getattr(args, name) for name in LIMITS}
+    if args.fabric == "host":
+        planned = plan_limits(model, **limits)
+        return planned, calibrated_cost_model(model, args.threads, planned.kv_dtype)
+    fabric, program = wse3(), model.program
+    where = fill_cores(program, fabric)
+    if limits["kv_cache_memory"] is None:  # all that the weights leave free
+        limits["kv_cache_memory"] = fabric.levels[-1].bytes_total - sum(tensor.nbytes for tensor in program.tensors)
+    planned = plan_limits(model, **limits)
+    return planned, CostModel(program, where, fabric, planned.kv_dtype)
+
+
+def _make_workload(args: argparse.Namespace, trace: list[TraceRequest], capacity: float) -> list[TimedRequest]:
+    """The requests wanted. A load asks for as many times the capacity, on the average over all of them."""
+    limits_ns = round(args.ttft_limit_ms * 1e6), round(args.itl_limit_ms * 1e6)
+    if args.load is None:
+        return make_workload(trace, args.time_scale, args.seed, args.cancel_share, *limits_ns)
+    rate = args.load * capacity
+    if args.seconds is not None:
+        count = max(2, round(rate * args.seconds))
+        if count > len(trace):
+            raise ValueError(
+                f"seconds: {args.seconds}, expected at most {len(trace) / rate:.1f}: the trace has {len(trace)} "
+                f"requests, and {rate:.1f} a second are wanted"
+            )
+        trace = trace[:count]
+    span = trace[-1].arrival_ns * 1e-9
+    if span == 0:
+        raise ValueError(f"load: {args.load}, expected none for a trace whose {len(trace)} requests come at once")
+    return make_workload(trace, len(trace) / rate / span, args.seed, args.cancel_share, *limits_ns)
+
+
+def _rate(workload: list[TimedRequest]) -> float:
+    """Requests a second that ask; infinite where all do at once."""
+    seconds = workload[-1].arrival_ns * 1e-9
+    return len(workload) / seconds if seconds else math.inf
+
+
+def _simulate(
+    args: argparse.Namespace, model: Model, limits: ExecutorLimits, cost_model: CostModel, workload: list[TimedRequest]
+) -> dict[str, Any]:
+    scheduling = {name: getattr(args, name) for name in SCHEDULING}
+    simulation = Simulation(model, limits, cost_model, args.seed, **scheduling)
+    simulation.run(workload)
+    scheduler, num_steps = simulation.scheduler, simulation.runner.num_steps
+    figures = _figures(args, simulation.recorder, num_steps, scheduler.num_preemptions)
+    return {**figures, **scheduling_costs(scheduler, num_steps)}
+
+
+def _replay(args: argparse.Namespace, model: Model, workload: list[TimedRequest]) -> dict[str, Any]:
+    options = {name: getattr(args, name) for name in ("threads", *LIMITS, *SCHEDULING)}
+    recorder, stats = replay(model, workload, args.seed, **options)
+    return _figures(args, recorder, stats.steps_total, stats.num_preemptions_total)
+
+
+def _figures(
+    args: argparse.Namespace, recorder: StreamRecorder, num_steps: int, num_preemptions: int
+) -> dict[str, Any]:
+    return {
+        **recorder.outcomes(),
+        **summarize(recorder.streams.values(), args.ttft_limit_ms, args.itl_limit_ms),
+        "num_steps": num_steps,
+        "num_preemptions": num_preemptions,
+    }
+
+
+def _print(result: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> None:
+    print(
+        f"{result['model']} {result['dtype']} on {result['fabric']}, up to {result['max_num_seqs']} sequences at once"
+    )
+    print(
+        f"{result['requests']} requests at {result['load']:.2f} of a capacity of {result['capacity_per_second']:.2f} a "
+        f"second; good: TTFT to {result['ttft_limit_ms']:g} ms, no gap over {result['itl_limit_ms']:g} ms"
+    )
+    rows: list[list[str]] = []
+
+    def add(name: str, field: str) -> None:
+        values = [figures.get(field) for figures in results.values()]
+        if any(value is not None for value in values):
+            rows.append([name, *("" if value is None else f"{value:.5g}" for value in values)])
+
+    for outcome in OUTCOMES:
+        add(outcome.replace("_", " "), outcome)
+    for name, field in LATENCIES.items():
+        for part in (*(f"p{p}" for p in PERCENTILES), "max"):
+            add(f"{name} {part}, ms", f"{field}_{part}_ms")
+    for name, field in FIGURES.items():
+        add(name, field)
+    print_table(("", *results), rows)
