@@ -1,9 +1,9 @@
 """A discrete-event simulation of the engine: its own scheduler and request runner, on a clock that a cost model moves.
 
-What EngineCore's two threads do in real time happens here in turn in virtual time: requests arrive and clients leave
-when the clock has reached their moment, a step takes as long as the cost model predicts, its tokens are drained as soon
-as it ends, and an event within a run of many steps wakes it after the step at hand. The same workload gives the same
-steps, tokens and times, whatever the machine.
+What EngineCore's threads and its callers do in real time happens here in turn in virtual time. A step takes as long as
+the cost model predicts; what callers ask for meanwhile is put in an inbox and wakes the run; tokens are drained when
+their step ends, and the inbox is emptied between two runs. The same workload gives the same steps, tokens and times,
+whatever the machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import heapq
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -38,15 +37,32 @@ from .workload import TimedRequest
 
 
 class VirtualClock:
+    """A time that moves only when it is told to, and what is to happen when it comes to other times."""
+
     def __init__(self) -> None:
         self.now_ns = 0
+        self._events: list[tuple[int, int, Callable[[], None]]] = []  # a heap: when, in which order, what
+        self._order = itertools.count()
+
+    @property
+    def next_ns(self) -> int | None:
+        """When the next event is."""
+        return self._events[0][0] if self._events else None
+
+    def at(self, time_ns: int, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (time_ns, next(self._order), event))
+
+    def advance(self, time_ns: int) -> None:
+        """Move to ``time_ns``, with all events until then each at its own time, those of one time in order."""
+        while self._events and self._events[0][0] <= time_ns:
+            self.now_ns, _, event = heapq.heappop(self._events)
+            event()
+        self.now_ns = time_ns
 
 
 class SimulatedExecutor(StepwiseExecutor):
-    """An executor without kernels: a step moves ``clock`` by what ``cost_model`` predicts, and invents tokens.
-
-    ``on_step`` is called after each step, and the run returns after the first step that ends at ``wake_at_ns`` or later.
-    """
+    """An executor without kernels: a step moves ``clock`` by what ``cost_model`` predicts, and invents tokens. ``on_step``
+    is called after each step."""
 
     name = "simulated"
     level = "none"
@@ -56,7 +72,6 @@ class SimulatedExecutor(StepwiseExecutor):
     ) -> None:
         super().__init__(program, Placement(np.zeros((0, 1), SHARE), (0,)), limits)
         self.on_step: Callable[[], None] = lambda: None
-        self.wake_at_ns = math.inf
         self._cost_model = cost_model
         self._clock = clock
         self._random = np.random.default_rng(seed)
@@ -73,7 +88,7 @@ class SimulatedExecutor(StepwiseExecutor):
         milliseconds = self._cost_model.predict_step_ms(
             int(counts.sum()), int(contexts.sum()), int(batch["num_logits"].sum()), int(ends.sum())
         )
-        self._clock.now_ns += round(milliseconds * 1e6)
+        self._clock.advance(self._clock.now_ns + round(milliseconds * 1e6))
 
         at = batch["num_logits"] > 0  # prompts are not scored: what has logits is sampled
         slots, positions = slots[at], ends[at]
@@ -91,8 +106,6 @@ class SimulatedExecutor(StepwiseExecutor):
 
     def _reason_to_return(self, *arguments: Any) -> StopReason | None:
         self.on_step()
-        if self._clock.now_ns >= self.wake_at_ns:
-            self.wake()
         return super()._reason_to_return(*arguments)
 
 
@@ -140,49 +153,55 @@ class Simulation:
         )
         self.runner = RequestRunner(model, self._executor, self.scheduler, self.recorder.on_output)
         self._executor.on_step = lambda: self.runner.process(self._executor.ring.drain())
-        self._events: list[tuple[int, int, Callable[[], None]]] = []  # a heap: when, in which order, what
-        self._order = itertools.count()
+        self._inbox: list[Callable[[], None]] = []
 
     def run(self, workload: Iterable[TimedRequest]) -> None:
         """Serve ``workload`` to its end. Raises RuntimeError where a step fails, or where requests are left that neither
         run nor end."""
-        for request in workload:
-            self._at(request.arrival_ns, partial(self._arrive, request))
+        for timed in workload:
+            self.clock.at(timed.arrival_ns, partial(self._ask, timed))
         while True:
-            while self._events and self._events[0][0] <= self.clock.now_ns:
-                heapq.heappop(self._events)[2]()
+            self._take_commands()
             step = self.runner.schedule()
             if step is not None:
                 self._take(step)
-            elif self._events:
-                self.clock.now_ns = self._events[0][0]
+            elif self.clock.next_ns is not None:
+                self.clock.advance(self.clock.next_ns)
             else:
                 break
         if not self.runner.is_idle:
             raise RuntimeError(f"simulation: {self.recorder.num_open} requests neither run nor end")
+
+    def _take_commands(self) -> None:
+        self._executor.sequences.wake[0] = 0
+        commands, self._inbox = self._inbox, []
+        for command in commands:
+            command()
 
     def _take(self, step: ScheduledStep) -> None:
         for sequence in step.sequences:
             stream = self.recorder.streams[sequence.request.request_id]
             if stream.start_ns is None:
                 stream.start_ns = self.clock.now_ns
-        self._executor.wake_at_ns = self._events[0][0] if self._events else math.inf
-        self._executor.sequences.wake[0] = 0
         result = self.runner.run(step)
         if isinstance(result, Exception):
             raise RuntimeError(f"simulation: a step failed: {result}") from result
         self.runner.postprocess(step, result)
 
-    def _at(self, time_ns: int, event: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (time_ns, next(self._order), event))
+    # What callers do, at any time.
 
-    def _arrive(self, timed: TimedRequest) -> None:
+    def _ask(self, timed: TimedRequest) -> None:
         self.recorder.begin(Stream(timed.request_id, timed.arrival_ns, timed.num_prompt_tokens))
         message = timed.message(self._model.program.dims.vocab, self._seed)
         request = make_request(message, self._model, self._limits.max_model_len)
         if isinstance(request, RequestError):
-            self.runner.emit_error(request)
+            self._post(partial(self.runner.emit_error, request))
             return
-        self.runner.accept(request)
+        self._post(partial(self.runner.accept, request))
         if timed.patience_ns is not None:
-            self._at(timed.arrival_ns + timed.patience_ns, partial(self.runner.abort, timed.request_id))
+            abort = partial(self.runner.abort, timed.request_id)
+            self.clock.at(timed.arrival_ns + timed.patience_ns, partial(self._post, abort))
+
+    def _post(self, command: Callable[[], None]) -> None:
+        self._inbox.append(command)
+        self._executor.wake()
