@@ -18,7 +18,7 @@ from .batch import Batch, ZeroWeights, placed
 SHAPES = ((1, 1, 100), (4, 1, 600), (16, 1, 400), (16, 1, 1200), (1, 512, 0), (1, 512, 800), (4, 64, 300), (16, 8, 500))
 """Of steps: sequences, rows of each, and tokens before them. Decoding, prompts, and what lies between."""
 REPEATS = 3
-ROUNDS = 60  # in which the model is shown all of them
+ROUNDS = 20  # in which the model is shown all of them
 
 
 @dataclass(frozen=True)
