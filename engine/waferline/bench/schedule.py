@@ -28,7 +28,7 @@ from .streams import OUTCOMES, StreamRecorder, summarize
 from .trace import TraceRequest, read_trace
 from .workload import TimedRequest, make_workload
 
-CAPACITY_REQUESTS = 400  # of the trace, that come all at once to see how many a second can be served
+CAPACITY_REQUESTS = 500  # of the trace, that come all at once to see how many a second can be served
 LIMITS = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "kv_cache_memory", "kv_dtype")
 SCHEDULING = ("itl_target_ms",)
 LATENCIES = {"TTFT": "ttft", "ITL": "itl", "queue": "queue", "refusal": "refusal"}
@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> None:
 def measure_capacity(
     model: Model, limits: ExecutorLimits, cost_model: CostModel, trace: list[TraceRequest], seed: int
 ) -> float:
-    """Requests a second that a simulated engine serves of the first of ``trace`` when they come all at once."""
-    workload = make_workload(trace[:CAPACITY_REQUESTS], 0.0, seed)
+    """Requests a second that a simulated engine serves of those of ``trace``, evenly picked, when they come all at once."""
+    workload = make_workload(trace[:: -(-len(trace) // CAPACITY_REQUESTS)], 0.0, seed)
     simulation = Simulation(model, limits, cost_model, seed)
     simulation.run(workload)
     return len(workload) / (simulation.clock.now_ns * 1e-9)
