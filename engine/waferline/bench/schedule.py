@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     model = load_model(args.model, args.dtype, args.max_model_len)
     trace = read_trace(args.trace, None if args.seconds else args.requests)
     limits, cost_model = _engine_of(args, model)
-    capacity = measure_capacity(model, limits, cost_model, trace, args.seed)
+    capacity = measure_capacity(args, model, limits, cost_model, trace)
     workload = _make_workload(args, trace, capacity)
     results = {"simulated": _simulate(args, model, limits, cost_model, workload)}
     if args.real:
@@ -83,11 +83,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def measure_capacity(
-    model: Model, limits: ExecutorLimits, cost_model: CostModel, trace: list[TraceRequest], seed: int
+    args: argparse.Namespace, model: Model, limits: ExecutorLimits, cost_model: CostModel, trace: list[TraceRequest]
 ) -> float:
-    """Requests a second that a simulated engine serves of those of ``trace``, evenly picked, when they come all at once."""
-    workload = make_workload(trace[:: -(-len(trace) // CAPACITY_REQUESTS)], 0.0, seed)
-    simulation = Simulation(model, limits, cost_model, seed)
+    """Requests a second that a simulated engine serves of those of ``trace``, evenly picked, when they come all at once
+    and none is refused."""
+    workload = make_workload(trace[:: -(-len(trace) // CAPACITY_REQUESTS)], 0.0, args.seed)
+    simulation = Simulation(model, limits, cost_model, args.seed, itl_target_ms=args.itl_target_ms)
     simulation.run(workload)
     return len(workload) / (simulation.clock.now_ns * 1e-9)
 
