@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,7 @@ from waferline.fabric.cost import CostModel
 from waferline.fabric.residency import fill_cores
 from waferline.fabric.spec import wse3
 from waferline.model.load import Model, load_model
+from waferline.runtime.admission import AdmissionLimits
 from waferline_kernels.sequences import ExecutorLimits
 
 TINY_MODEL = Path(__file__).parents[1] / "fixtures" / "qwen2"
@@ -31,9 +33,9 @@ def make_cost_model(model: Model) -> CostModel:
     return CostModel(model.program, fill_cores(model.program, fabric), fabric, "f32")
 
 
-def make_simulation(model: Model, num_kv_blocks: int = 40, max_num_seqs: int = 8) -> Simulation:
-    limits = ExecutorLimits(max_num_seqs, MAX_MODEL_LEN, 64, max(max_num_seqs, 8), num_kv_blocks)
-    return Simulation(model, limits, make_cost_model(model), seed=3)
+def make_simulation(model: Model, num_kv_blocks: int = 40, **options: Any) -> Simulation:
+    limits = ExecutorLimits(8, MAX_MODEL_LEN, 64, 8, num_kv_blocks)
+    return Simulation(model, limits, make_cost_model(model), 3, **options)
 
 
 def make_trace(count: int) -> list[TraceRequest]:
@@ -51,11 +53,12 @@ def test_every_request_is_accounted_for_and_time_goes_forward(model: Model) -> N
     workload = make_workload(trace, 1.0, 1, 0.2, 10**6, 10**4)
     impatient = {timed.request_id for timed in workload if timed.patience_ns is not None}
     simulation = make_simulation(model)
-    simulation.run(workload)
+    simulation.run(workload, queue_timeout_ms=10)
     outcomes = simulation.recorder.outcomes()
     assert sum(outcomes.values()) == 300
     assert outcomes["rejected"] == sum(request.num_prompt_tokens >= MAX_MODEL_LEN for request in trace) > 0
     assert outcomes["cancelled"] > 10
+    assert outcomes["timed_out"] > 10
     assert outcomes["failed"] == 0
     assert simulation.scheduler.num_preemptions > 0
     for timed, traced in zip(workload, trace, strict=True):
@@ -103,6 +106,24 @@ def test_an_arrival_wakes_a_run_of_many_steps(model: Model) -> None:
     both = make_simulation(model)
     both.run([TimedRequest(0, 0, 10, 60, None), TimedRequest(1, arrival, 10, 2, None)])
     assert both.recorder.streams["request-1"].start_ns == times[21]
+
+
+def test_what_is_too_much_is_refused_at_once(model: Model) -> None:
+    """Beside a step that lasts, and in no time; what is accepted waits no longer than the queue is."""
+    simulation = make_simulation(model, bounds=AdmissionLimits(max_waiting_requests=3))
+    simulation.run(make_workload(make_trace(200), 0.1, 0))
+    outcomes, streams = simulation.recorder.outcomes(), simulation.recorder.streams.values()
+    assert outcomes["finished"] + outcomes["rejected"] == 200
+    too_long = sum(request.num_prompt_tokens >= MAX_MODEL_LEN for request in make_trace(200))
+    answered_at_once = [s for s in streams if s.outcome == "rejected" and s.answer_ns == s.arrival_ns]
+    assert len(answered_at_once) >= outcomes["rejected"] - too_long > 50
+    unbounded = make_simulation(model)
+    unbounded.run(make_workload(make_trace(200), 0.1, 0))
+    waits = [
+        max(s.start_ns - s.arrival_ns for s in run.recorder.streams.values() if s.start_ns is not None)
+        for run in (simulation, unbounded)
+    ]
+    assert waits[0] < waits[1] / 5
 
 
 def test_more_load_costs_latency(model: Model) -> None:

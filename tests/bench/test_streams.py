@@ -103,15 +103,16 @@ def recorder_of(*request_ids: str) -> StreamRecorder:
 
 
 def test_every_request_has_one_outcome() -> None:
-    recorder = recorder_of("a", "b", "c", "d", "e")
+    recorder = recorder_of("a", "b", "c", "d", "e", "f", "g")
     recorder.on_output([Accepted("a", [1], 0), Delta("a", 0, [5], "")])
     recorder.on_output([Delta("a", 0, [6], "", "length"), Finished("a", ["length"], 1, 2)])
     recorder.on_output([RequestError("b", "overloaded", "full"), RequestError("c", "internal", "broken")])
     recorder.on_output([Accepted("d", [1], 0), Finished("d", ["abort"], 1, 0)])
-    with pytest.raises(RuntimeError, match="outcomes: 1 of 5 requests without one \\['e'\\], and 0 messages too many"):
+    recorder.on_output([RequestError("f", "deadline_exceeded", "late"), Finished("g", ["deadline"], 1, 0)])
+    with pytest.raises(RuntimeError, match="outcomes: 1 of 7 requests without one \\['e'\\], and 0 messages too many"):
         recorder.outcomes()
     recorder.on_output([RequestError("e", "prompt_too_long", "long")])
-    assert recorder.outcomes() == {"finished": 1, "rejected": 2, "cancelled": 1, "timed_out": 0, "failed": 1}
+    assert recorder.outcomes() == {"finished": 1, "rejected": 2, "cancelled": 1, "timed_out": 2, "failed": 1}
     assert recorder.streams["a"].token_times_ns == [1, 2]
     assert (recorder.streams["a"].answer_ns, recorder.streams["a"].end_ns) == (1, 2)
 

@@ -17,7 +17,7 @@ LEAD_NS = 10**8  # between having everything ready and the first request
 
 
 def replay(
-    model: Model, workload: Iterable[TimedRequest], seed: int, **options: Any
+    model: Model, workload: Iterable[TimedRequest], seed: int, queue_timeout_ms: int | None, **options: Any
 ) -> tuple[StreamRecorder, EngineStats]:
     """Ask an EngineCore of ``model`` for each of ``workload`` when it is due, and wait until all have ended: what came
     back, and the engine's own figures. ``options``: what EngineCore takes. Latencies count from when a request was due, be
@@ -26,7 +26,7 @@ def replay(
     core = EngineCore(model, on_output=recorder.on_output, **options)
     try:
         begin = time.monotonic_ns() + LEAD_NS
-        for due_ns, act in _events(core, recorder, workload, seed, begin):
+        for due_ns, act in _events(core, recorder, workload, seed, queue_timeout_ms, begin):
             time.sleep(max(0, due_ns - time.monotonic_ns()) * 1e-9)
             act()
         core.drain()
@@ -36,13 +36,18 @@ def replay(
 
 
 def _events(
-    core: EngineCore, recorder: StreamRecorder, workload: Iterable[TimedRequest], seed: int, begin: int
+    core: EngineCore,
+    recorder: StreamRecorder,
+    workload: Iterable[TimedRequest],
+    seed: int,
+    queue_timeout_ms: int | None,
+    begin: int,
 ) -> list[tuple[int, Callable[[], None]]]:
     """When to do what, in the order of time."""
 
     def arrive(timed: TimedRequest) -> None:
         recorder.begin(Stream(timed.request_id, begin + timed.arrival_ns, timed.num_prompt_tokens))
-        core.add(timed.message(core.model.program.dims.vocab, seed))
+        core.add(timed.message(core.model.program.dims.vocab, seed, queue_timeout_ms))
 
     events = []
     for timed in workload:

@@ -19,6 +19,7 @@ from ..fabric.cost import CostModel
 from ..fabric.residency import fill_cores
 from ..fabric.spec import FABRICS, wse3
 from ..model.load import Model, load_model
+from ..runtime.admission import AdmissionLimits
 from ..runtime.limits import plan_limits
 from .calibration import calibrated_cost_model
 from .output import PERCENTILES, machine, print_json, print_table
@@ -30,7 +31,7 @@ from .workload import TimedRequest, make_workload
 
 CAPACITY_REQUESTS = 500  # of the trace, that come all at once to see how many a second can be served
 LIMITS = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "kv_cache_memory", "kv_dtype")
-SCHEDULING = ("itl_target_ms",)
+BOUNDS = ("max_waiting_requests", "max_waiting_tokens", "max_ttft_ms")
 LATENCIES = {"TTFT": "ttft", "ITL": "itl", "queue": "queue", "refusal": "refusal"}
 FIGURES = {
     "requests/s": "requests_per_second",
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
         "load": round(_rate(workload) / capacity, 3),
         "ttft_limit_ms": args.ttft_limit_ms,
         "itl_limit_ms": args.itl_limit_ms,
-        "itl_target_ms": args.itl_target_ms,
+        **{name: getattr(args, name) for name in ("itl_target_ms", "queue_timeout_ms", *BOUNDS)},
         "max_num_seqs": limits.max_num_seqs,
         "max_model_len": limits.max_model_len,
         "max_num_batched_tokens": limits.max_num_batched_tokens,
@@ -165,17 +166,17 @@ def _rate(workload: list[TimedRequest]) -> float:
 def _simulate(
     args: argparse.Namespace, model: Model, limits: ExecutorLimits, cost_model: CostModel, workload: list[TimedRequest]
 ) -> dict[str, Any]:
-    scheduling = {name: getattr(args, name) for name in SCHEDULING}
-    simulation = Simulation(model, limits, cost_model, args.seed, **scheduling)
-    simulation.run(workload)
+    bounds = AdmissionLimits(**{name: getattr(args, name) for name in BOUNDS})
+    simulation = Simulation(model, limits, cost_model, args.seed, itl_target_ms=args.itl_target_ms, bounds=bounds)
+    simulation.run(workload, args.queue_timeout_ms)
     scheduler, num_steps = simulation.scheduler, simulation.runner.num_steps
     figures = _figures(args, simulation.recorder, num_steps, scheduler.num_preemptions)
     return {**figures, **scheduling_costs(scheduler, num_steps)}
 
 
 def _replay(args: argparse.Namespace, model: Model, workload: list[TimedRequest]) -> dict[str, Any]:
-    options = {name: getattr(args, name) for name in ("threads", *LIMITS, *SCHEDULING)}
-    recorder, stats = replay(model, workload, args.seed, **options)
+    options = {name: getattr(args, name) for name in ("threads", "itl_target_ms", *LIMITS, *BOUNDS)}
+    recorder, stats = replay(model, workload, args.seed, args.queue_timeout_ms, **options)
     return _figures(args, recorder, stats.steps_total, stats.num_preemptions_total)
 
 

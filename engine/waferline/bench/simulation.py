@@ -28,6 +28,7 @@ from waferline_kernels.sequences import NO_LOGPROBS, ExecutorLimits
 
 from ..fabric.cost import CostModel
 from ..model.load import Model
+from ..runtime.admission import Admission, AdmissionLimits
 from ..runtime.messages import RequestError
 from ..runtime.request_runner import RequestRunner, make_request
 from ..runtime.scheduler import Scheduler
@@ -135,12 +136,19 @@ class TimedScheduler(Scheduler):
 class Simulation:
     """An engine of ``model`` within ``limits`` whose steps take what ``cost_model`` predicts. No weights are read.
 
-    ``scheduling``: what Scheduler takes beside them. It has a cost model of its own that begins as this one does, and so
-    knows what steps will take, which a real engine's has to learn.
+    ``itl_target_ms`` and ``bounds`` as EngineCore has them. The scheduler has a cost model of its own that begins as
+    this one does, and so knows what steps will take, which a real engine's has to learn.
     """
 
     def __init__(
-        self, model: Model, limits: ExecutorLimits, cost_model: CostModel, seed: int, **scheduling: Any
+        self,
+        model: Model,
+        limits: ExecutorLimits,
+        cost_model: CostModel,
+        seed: int,
+        *,
+        itl_target_ms: float | None = None,
+        bounds: AdmissionLimits | None = None,
     ) -> None:
         self.clock = VirtualClock()
         self.recorder = StreamRecorder(lambda: self.clock.now_ns)
@@ -148,18 +156,22 @@ class Simulation:
         self._limits = limits
         self._seed = seed
         self._executor = SimulatedExecutor(model.program, limits, cost_model, self.clock, seed)
+        learning = copy.deepcopy(cost_model)
         self.scheduler = TimedScheduler(
-            limits, self._executor.sequences, cost_model=copy.deepcopy(cost_model), **scheduling
+            limits, self._executor.sequences, cost_model=learning, itl_target_ms=itl_target_ms
         )
-        self.runner = RequestRunner(model, self._executor, self.scheduler, self.recorder.on_output)
+        admission = Admission(bounds or AdmissionLimits(), self.scheduler, limits, learning, itl_target_ms)
+        self.runner = RequestRunner(
+            model, self._executor, self.scheduler, self.recorder.on_output, admission, lambda: self.clock.now_ns
+        )
         self._executor.on_step = lambda: self.runner.process(self._executor.ring.drain())
         self._inbox: list[Callable[[], None]] = []
 
-    def run(self, workload: Iterable[TimedRequest]) -> None:
+    def run(self, workload: Iterable[TimedRequest], queue_timeout_ms: int | None = None) -> None:
         """Serve ``workload`` to its end. Raises RuntimeError where a step fails, or where requests are left that neither
         run nor end."""
         for timed in workload:
-            self.clock.at(timed.arrival_ns, partial(self._ask, timed))
+            self.clock.at(timed.arrival_ns, partial(self._ask, timed, queue_timeout_ms))
         while True:
             self._take_commands()
             step = self.runner.schedule()
@@ -177,6 +189,7 @@ class Simulation:
         commands, self._inbox = self._inbox, []
         for command in commands:
             command()
+        self.runner.end_overdue()
 
     def _take(self, step: ScheduledStep) -> None:
         for sequence in step.sequences:
@@ -190,14 +203,18 @@ class Simulation:
 
     # What callers do, at any time.
 
-    def _ask(self, timed: TimedRequest) -> None:
+    def _ask(self, timed: TimedRequest, queue_timeout_ms: int | None) -> None:
         self.recorder.begin(Stream(timed.request_id, timed.arrival_ns, timed.num_prompt_tokens))
-        message = timed.message(self._model.program.dims.vocab, self._seed)
-        request = make_request(message, self._model, self._limits.max_model_len)
+        message = timed.message(self._model.program.dims.vocab, self._seed, queue_timeout_ms)
+        request = make_request(message, self._model, self._limits.max_model_len, timed.arrival_ns)
         if isinstance(request, RequestError):
             self._post(partial(self.runner.emit_error, request))
             return
+        if not self.runner.let_in(request):
+            return
         self._post(partial(self.runner.accept, request))
+        if queue_timeout_ms is not None:
+            self.clock.at(timed.arrival_ns + queue_timeout_ms * 10**6, self._executor.wake)
         if timed.patience_ns is not None:
             abort = partial(self.runner.abort, timed.request_id)
             self.clock.at(timed.arrival_ns + timed.patience_ns, partial(self._post, abort))

@@ -12,12 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 from ..demo_command import percentile
-from ..runtime.errors import OVERLOADED, PROMPT_TOO_LONG
+from ..runtime.errors import DEADLINE_EXCEEDED, OVERLOADED, PROMPT_TOO_LONG
 from ..runtime.messages import Accepted, Delta, EngineOutput, Finished, RequestError
 from .output import PERCENTILES
 
 OUTCOMES = ("finished", "rejected", "cancelled", "timed_out", "failed")
-REFUSALS = (OVERLOADED, PROMPT_TOO_LONG)  # codes of requests that are told at once that they will not be served
+BAD_ENDS = {OVERLOADED: "rejected", PROMPT_TOO_LONG: "rejected", DEADLINE_EXCEEDED: "timed_out"}
+GOOD_ENDS = {"abort": "cancelled", "deadline": "timed_out"}  # by finish reason; with others it is finished
 FLUID = 0.9  # the share of deadlines that a fluid request meets: Etalon's
 
 
@@ -33,7 +34,6 @@ class Stream:
     token_times_ns: list[int] = field(default_factory=list)
     end_ns: int | None = None
     outcome: str | None = None
-    gives_up_as: str = "cancelled"  # the outcome, should the client abort it
 
     @property
     def ttft_ns(self) -> int | None:
@@ -73,10 +73,10 @@ class StreamRecorder:
                 case Delta():
                     stream.token_times_ns.append(now)
                 case Finished(finish_reasons=[reason]):
-                    stream.outcome = stream.gives_up_as if reason == "abort" else "finished"
+                    stream.outcome = GOOD_ENDS.get(reason, "finished")
                     stream.end_ns = now
                 case RequestError(code=code):
-                    stream.outcome = "rejected" if code in REFUSALS else "failed"
+                    stream.outcome = BAD_ENDS.get(code, "failed")
                     stream.end_ns = now
                 case Accepted():
                     pass

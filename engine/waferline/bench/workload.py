@@ -26,13 +26,13 @@ class TimedRequest:
     def request_id(self) -> str:
         return f"request-{self.index}"
 
-    def message(self, vocab: int, seed: int) -> GenerateRequest:
+    def message(self, vocab: int, seed: int, queue_timeout_ms: int | None) -> GenerateRequest:
         """The request itself: a prompt of random tokens, greedy, of exactly as many output tokens as the trace has."""
         prompt = np.random.default_rng((seed, self.index)).integers(0, vocab, self.num_prompt_tokens).tolist()
         params = SamplingParams(
             temperature=0, max_tokens=self.num_output_tokens, ignore_eos=True, detokenize=False, seed=seed
         )
-        return GenerateRequest(self.request_id, prompt, params)
+        return GenerateRequest(self.request_id, prompt, params, queue_timeout_ms=queue_timeout_ms)
 
 
 def make_workload(

@@ -31,9 +31,7 @@ from .step_builder import ScheduledStep
 logger = logging.getLogger(__name__)
 
 
-def make_request(
-    message: GenerateRequest, model: Model, max_model_len: int, arrival_ns: int
-) -> Request | RequestError:
+def make_request(message: GenerateRequest, model: Model, max_model_len: int, arrival_ns: int) -> Request | RequestError:
     """The request that ``message`` asks for, its sequences made; what its client is told where ``model`` cannot run it."""
     try:
         request = admit_request(message, model, max_model_len)
