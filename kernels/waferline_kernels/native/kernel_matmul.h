@@ -11,22 +11,16 @@ INLINE Int16 splat16_int(int32_t x) {
     return y;
 }
 
-/* The subscales of 16 columns: -8..-1, 1..8. */
-INLINE Int16 load_subscales(const uint8_t *scale_line, int subgroup) {
-    Int16 y;
-    EACH(p) {
-        ByteV nibbles;
-        memcpy(&nibbles, scale_line + 2 * TILE_N + subgroup / 2 * TILE_N + p * sizeof nibbles, sizeof nibbles);
-        const IntV below = (__builtin_convertvector(nibbles, IntV) >> (subgroup % 2 * 4) & 15) - MAX_SUBSCALE;
-        y.v[p] = below - (below >= 0);
-    }
-    return y;
+/* `is_streamed`: the weights come from beyond L2. */
+INLINE void prefetch_ahead(const uint8_t *line, const int is_streamed) {
+    __builtin_prefetch(line + PREFETCH_BYTES);
+    if (is_streamed) __builtin_prefetch(line + STREAM_PREFETCH_BYTES, 0, 2);
 }
 
 /* isum[rows] = the exact sums over one group of q8, `lines` lines. A single row keeps four of them, so that the dot
  * product's latency does not bound it. */
 INLINE void q8_sums(const uint8_t *lines, int num_lines, const int8_t *a, int64_t stride, const int32_t *sums,
-                    int64_t sums_stride, const int rows, Int16 *isum) {
+                    int64_t sums_stride, const int rows, const int is_streamed, Int16 *isum) {
     const int chains = rows == 1 ? SUBGROUPS : 1;
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) {
@@ -40,42 +34,48 @@ INLINE void q8_sums(const uint8_t *lines, int num_lines, const int8_t *a, int64_
 #pragma GCC unroll 4
         for (int c = 0; c < chains; c++) {
             const uint8_t *codes = lines + (line + c) * LINE_BYTES;
-            __builtin_prefetch(codes + PREFETCH_BYTES);
+            prefetch_ahead(codes, is_streamed);
             isum[c] = add_line(isum[c], load_q8(codes), a + (line + c) * Q8_LINE_K);
         }
     }
     for (; line < num_lines; line++) {
         const Line weights = load_q8(lines + line * LINE_BYTES);
-        __builtin_prefetch(lines + line * LINE_BYTES + PREFETCH_BYTES);
+        prefetch_ahead(lines + line * LINE_BYTES, is_streamed);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) isum[r] = add_line(isum[r], weights, a + r * stride + line * Q8_LINE_K);
     }
     if (chains > 1) EACH(p) isum[0].v[p] += isum[1].v[p] + isum[2].v[p] + isum[3].v[p];
 }
 
-/* isum[rows] += subscales * the exact sums over one subgroup of q4, `num_lines` lines. */
+/* isum[rows] += subscales * the exact sums over one subgroup of q4, `num_lines` lines. High codes first, as they lie in their
+ * bytes: shifting their sum once costs less than shifting every line. */
 INLINE void add_q4_subgroup(const uint8_t *lines, const int num_lines, Int16 subscales, const int8_t *a, int64_t stride,
-                            const int32_t *sums, int64_t sums_stride, const int rows, Int16 *isum) {
+                            const int32_t *sums, int64_t sums_stride, const int rows, const int is_streamed, Int16 *isum) {
     Int16 dot[LEVEL_MAX_ROWS];
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) dot[r] = splat16_int(-Q4_OFFSET * sums[r * sums_stride]);
+    for (int r = 0; r < rows; r++) dot[r] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[r * sums_stride]);
 #pragma GCC unroll 4
     for (int line = 0; line < num_lines; line++) {
-        Line low, high;
-        load_q4(lines + line * LINE_BYTES, &low, &high);
-        __builtin_prefetch(lines + line * LINE_BYTES + PREFETCH_BYTES);
+        const Line high = load_q4_high(lines + line * LINE_BYTES);
+        prefetch_ahead(lines + line * LINE_BYTES, is_streamed);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            const int8_t *codes = a + r * stride + line * Q4_LINE_K;
-            dot[r] = add_line(add_line(dot[r], low, codes), high, codes + 4);
-        }
+        for (int r = 0; r < rows; r++) dot[r] = add_line(dot[r], high, a + r * stride + line * Q4_LINE_K + 4);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) EACH(p) isum[r].v[p] = isum[r].v[p] + dot[r].v[p] * subscales.v[p];
+    for (int r = 0; r < rows; r++) EACH(p) dot[r].v[p] = dot[r].v[p] >> Q4_HIGH_SHIFT;
+#pragma GCC unroll 4
+    for (int line = 0; line < num_lines; line++) {
+        const Line low = load_q4_low(lines + line * LINE_BYTES);
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) dot[r] = add_line(dot[r], low, a + r * stride + line * Q4_LINE_K);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) isum[r] = add_scaled(isum[r], dot[r], subscales);
 }
 
-/* One strip, `rows` rows from `row`: y[rows] = act . weights. `rows` and `format` are constants where this is inlined. */
-INLINE void quantized_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, Float16 *y) {
+/* One strip, `rows` rows from `row`: y[rows] = act . weights. What is const is constant where this is inlined. */
+INLINE void quantized_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
+                            const int is_streamed, Float16 *y) {
     const QuantizedRows *act = &m->act;
     const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
     const int64_t sums_stride = act->groups_stride * SUBGROUPS;
@@ -89,13 +89,16 @@ INLINE void quantized_strip(const Matmul *m, const uint8_t *strip, int row, cons
         const int num_lines = left < GROUP ? (left + line_k - 1) / line_k : full;
         if (format == FORMAT_Q4 || g % 2 == 0) {
             scale_line = lines;
+            prefetch_ahead(scale_line, is_streamed);
             lines += LINE_BYTES;
         }
         Int16 isum[LEVEL_MAX_ROWS + SUBGROUPS];
         if (format == FORMAT_Q8) {
-            q8_sums(lines, num_lines, a, act->codes_stride, sums, sums_stride, rows, isum);
+            q8_sums(lines, num_lines, a, act->codes_stride, sums, sums_stride, rows, is_streamed, isum);
         } else {
             enum { FULL = SUBGROUP / Q4_LINE_K };
+            Int16 subscales[SUBGROUPS];
+            load_subscales(scale_line, subscales);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++) isum[r] = splat16_int(0);
 #pragma GCC unroll 4
@@ -104,11 +107,12 @@ INLINE void quantized_strip(const Matmul *m, const uint8_t *strip, int row, cons
                 const int8_t *codes = a + s * SUBGROUP;
                 const int rest = num_lines - s * FULL;
                 if (rest <= 0) break;
-                const Int16 subscales = load_subscales(scale_line, s);
                 if (rest >= FULL)
-                    add_q4_subgroup(first, FULL, subscales, codes, act->codes_stride, sums + s, sums_stride, rows, isum);
+                    add_q4_subgroup(first, FULL, subscales[s], codes, act->codes_stride, sums + s, sums_stride, rows,
+                                    is_streamed, isum);
                 else
-                    add_q4_subgroup(first, rest, subscales, codes, act->codes_stride, sums + s, sums_stride, rows, isum);
+                    add_q4_subgroup(first, rest, subscales[s], codes, act->codes_stride, sums + s, sums_stride, rows,
+                                    is_streamed, isum);
             }
         }
         const Float16 scales = load_bfloat16(scale_line + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0));
@@ -161,9 +165,10 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
     for (int r = 0; r < rows; r++) EACH(p) y[r].v[p] = evens[r].v[p] + odds[r].v[p];
 }
 
-INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, Float16 *y) {
+INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
+                           const int is_streamed, Float16 *y) {
     if (format == FORMAT_Q8 || format == FORMAT_Q4)
-        quantized_strip(m, strip, row, rows, format, y);
+        quantized_strip(m, strip, row, rows, format, is_streamed, y);
     else
         float_strip(m, strip, row, rows, format, y);
 }
@@ -186,11 +191,11 @@ INLINE void finish_row(const Matmul *m, int s, int row, Float16 y, Float16 up) {
 }
 
 /* A strip (or, for SILU_MUL, a pair of strips) of the output, `rows` rows from `row`. */
-INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const int format) {
+INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const int format, const int is_streamed) {
     Float16 y[LEVEL_MAX_ROWS], up[LEVEL_MAX_ROWS] = {0};
     const uint8_t *strip = m->strips + s * m->strip_bytes;
-    multiply_strip(m, strip, row, rows, format, y);
-    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, up);
+    multiply_strip(m, strip, row, rows, format, is_streamed, y);
+    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, is_streamed, up);
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
@@ -210,13 +215,18 @@ INLINE void matmul(const Matmul *m, const int format) {
     for (int s = 0; s < m->count; s += step) {
         int row = 0;
 #if LEVEL_MAX_ROWS >= 8
-        for (; row + 8 <= m->rows; row += 8) finish_strip(m, s, row, 8, format);
+        for (; row + 8 <= m->rows; row += 8) finish_strip(m, s, row, 8, format, 0);
 #endif
 #if LEVEL_MAX_ROWS >= 4
-        for (; row + 4 <= m->rows; row += 4) finish_strip(m, s, row, 4, format);
+        for (; row + 4 <= m->rows; row += 4) finish_strip(m, s, row, 4, format, 0);
 #endif
-        for (; row + 2 <= m->rows; row += 2) finish_strip(m, s, row, 2, format);
-        for (; row < m->rows; row++) finish_strip(m, s, row, 1, format);
+        for (; row + 2 <= m->rows; row += 2) finish_strip(m, s, row, 2, format, 0);
+        for (; row < m->rows; row++) {
+            if (m->is_streamed)
+                finish_strip(m, s, row, 1, format, 1);
+            else
+                finish_strip(m, s, row, 1, format, 0);
+        }
     }
 }
 

@@ -38,15 +38,16 @@ typedef struct {
  * magnitude stays below 128, so 16-bit products of byte pairs do not carry; -x is ~x + 1, and the 1 is in the zero point
  * that is taken off. */
 INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, __m512i subscales, int8_t *tiles) {
-    const __m512i magnitude = _mm512_abs_epi32(subscales), sign = _mm512_srai_epi32(subscales, 31);
-    const __m512i factor = _mm512_or_si512(magnitude, _mm512_slli_epi32(magnitude, 16)); /* uint16 [16][2] */
-    const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi32(factor, 8)), 3);
+    const __m512i both = _mm512_or_si512(subscales, _mm512_slli_epi32(subscales, 16)); /* int16 [16][2] */
+    const __m512i factor = _mm512_abs_epi16(both), sign = _mm512_srai_epi16(both, 15);
+    const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi16(factor, 8)), 3);
     const __m512i zero = _mm512_xor_si512(zero_points, sign); /* int8 [16][4] */
 #pragma GCC unroll 4
     for (int line = 0; line < num_lines; line++) {
-        Line low, high;
-        load_q4(lines + line * LINE_BYTES, &low, &high);
-        __builtin_prefetch(lines + line * LINE_BYTES + PREFETCH_BYTES);
+        const __m512i pairs = _mm512_loadu_si512(lines + line * LINE_BYTES), nibble = _mm512_set1_epi8(15);
+        Line low = _mm512_and_si512(pairs, nibble);
+        Line high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
+        prefetch_ahead(lines + line * LINE_BYTES, 0);
         low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
         high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
         _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);
@@ -59,8 +60,10 @@ INLINE void unpack_group(const uint8_t *strip, int g, int k, int8_t *tiles) {
     enum { FULL = SUBGROUP / Q4_LINE_K };
     const uint8_t *scale_line = strip + g * (Q4_BLOCK_LINES + 1) * LINE_BYTES;
     const int left = k - g * GROUP, num_lines = left < GROUP ? (left + Q4_LINE_K - 1) / Q4_LINE_K : Q4_BLOCK_LINES;
-    for (int s = 0; s * FULL < num_lines; s++) {
-        const __m512i subscales = (__m512i)load_subscales(scale_line, s).v[0];
+    Int16 all_subscales[SUBGROUPS];
+    load_subscales(scale_line, all_subscales);
+    for (int s = 0; s < SUBGROUPS && s * FULL < num_lines; s++) {
+        const __m512i subscales = (__m512i)all_subscales[s].v[0];
         const uint8_t *lines = scale_line + (1 + s * FULL) * LINE_BYTES;
         if (num_lines - s * FULL >= FULL)
             unpack_subgroup(lines, FULL, subscales, tiles + s * SUBGROUP * TILE_N);

@@ -22,6 +22,7 @@ typedef struct {
     int64_t strip_bytes;
     int32_t k, rows;
     int32_t epilogue;
+    int32_t is_streamed; /* the sweep that the strips are part of does not stay within L2 */
     const float *x; /* [rows][x_stride], for float formats */
     int64_t x_stride;
     QuantizedRows act;
@@ -33,6 +34,9 @@ typedef struct {
 
 /* Two strips unpacked to int8 [group][128 / 4][16][4], and their scales as float32 [group][16]. */
 #define SCRATCH_BYTES(k) (2 * round_up(k, GROUP) / GROUP * (GROUP * TILE_N + 4 * TILE_N))
+
+/* A worker's weights beyond this are taken to come from farther than its core's L2. */
+enum { MOST_RESIDENT_BYTES = 3 << 20 };
 
 /* What a kernel may read beyond the last strip of an arena. */
 enum { ARENA_SLACK = 1024 };

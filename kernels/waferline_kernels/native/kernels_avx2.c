@@ -11,14 +11,14 @@
 #define ATTEND_ROWS 2
 #define ATTEND_COLUMNS 2
 #define LANES 8
-#include "kernel_types.h"
+#include "kernel_subscales.h"
 
 /* 16 columns x 4 K of codes: the signed weights and their magnitudes, columns 0-7 and 8-15. */
 typedef struct {
     __m256i weights[PARTS], magnitudes[PARTS];
 } Line;
 
-enum { Q8_OFFSET = 0, Q4_OFFSET = 0 };
+enum { Q8_OFFSET = 0, Q4_OFFSET = 0, Q4_HIGH_SHIFT = 0 };
 
 INLINE Line load_q8(const uint8_t *codes) {
     Line line;
@@ -29,15 +29,23 @@ INLINE Line load_q8(const uint8_t *codes) {
     return line;
 }
 
-INLINE void load_q4(const uint8_t *codes, Line *low, Line *high) {
+INLINE Line load_q4_half(const uint8_t *codes, const int shift) {
     const __m256i nibble = _mm256_set1_epi8(15), zero_point = _mm256_set1_epi8(Q4_ZERO_POINT);
+    Line line;
     EACH(p) {
-        __m256i pairs = _mm256_loadu_si256((const __m256i *)(codes + 32 * p));
-        low->weights[p] = _mm256_sub_epi8(_mm256_and_si256(pairs, nibble), zero_point);
-        high->weights[p] = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), nibble), zero_point);
-        low->magnitudes[p] = _mm256_abs_epi8(low->weights[p]);
-        high->magnitudes[p] = _mm256_abs_epi8(high->weights[p]);
+        const __m256i pairs = _mm256_loadu_si256((const __m256i *)(codes + 32 * p));
+        line.weights[p] = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(pairs, shift), nibble), zero_point);
+        line.magnitudes[p] = _mm256_abs_epi8(line.weights[p]);
     }
+    return line;
+}
+
+INLINE Line load_q4_low(const uint8_t *codes) {
+    return load_q4_half(codes, 0);
+}
+
+INLINE Line load_q4_high(const uint8_t *codes) {
+    return load_q4_half(codes, 4);
 }
 
 INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {

@@ -9,7 +9,7 @@
 #define ATTEND_ROWS 2
 #define ATTEND_COLUMNS 1
 #define LANES 4
-#include "kernel_types.h"
+#include "kernel_subscales.h"
 
 typedef int16_t ShortV __attribute__((vector_size(4 * LANES)));
 
@@ -18,7 +18,7 @@ typedef struct {
     ShortV even[PARTS], odd[PARTS];
 } Line;
 
-enum { Q8_OFFSET = 0, Q4_OFFSET = 0 };
+enum { Q8_OFFSET = 0, Q4_OFFSET = 0, Q4_HIGH_SHIFT = 0 };
 
 INLINE Line load_q8(const uint8_t *codes) {
     Line line;
@@ -31,15 +31,23 @@ INLINE Line load_q8(const uint8_t *codes) {
     return line;
 }
 
-INLINE void load_q4(const uint8_t *codes, Line *low, Line *high) {
+INLINE Line load_q4_half(const uint8_t *codes, const int shift) {
+    Line line;
     EACH(p) {
         ShortV pairs;
         memcpy(&pairs, codes + 4 * LANES * p, sizeof pairs);
-        low->even[p] = (pairs & 15) - Q4_ZERO_POINT;
-        high->even[p] = (pairs >> 4 & 15) - Q4_ZERO_POINT;
-        low->odd[p] = (pairs >> 8 & 15) - Q4_ZERO_POINT;
-        high->odd[p] = (pairs >> 12 & 15) - Q4_ZERO_POINT;
+        line.even[p] = (pairs >> shift & 15) - Q4_ZERO_POINT;
+        line.odd[p] = (pairs >> (8 + shift) & 15) - Q4_ZERO_POINT;
     }
+    return line;
+}
+
+INLINE Line load_q4_low(const uint8_t *codes) {
+    return load_q4_half(codes, 0);
+}
+
+INLINE Line load_q4_high(const uint8_t *codes) {
+    return load_q4_half(codes, 4);
 }
 
 INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
