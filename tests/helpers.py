@@ -19,6 +19,8 @@ from waferline_kernels.executor import Executor, StopReason, create_executor
 from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SPAN, ExecutorLimits
 
 LEVELS = native.supported_levels() if native.is_available() else ()
+FUSED_LEVELS = LEVELS[1:]
+"""Those with fused multiply-add: all but base."""
 TARGETS = [*(f"native-{level}" for level in LEVELS), "numba"]
 """Everything that is held to the reference: each instruction-set level of this machine, and numba."""
 DEFAULT_TARGET = f"native-{LEVELS[-1]}" if LEVELS else "numba"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from helpers import LEVELS, TARGETS, fill_slot
+from helpers import FUSED_LEVELS, TARGETS, fill_slot
 from programs import TINY, Weights, even_placement, make_executor, make_limits, random_program
 from waferline_kernels.executor import Executor
 from waferline_kernels.kv_cache import KV_BF16, KV_F32, KV_FORMATS, KV_INT8
@@ -79,12 +79,12 @@ def test_bits_depend_on_neither_threads_nor_chunks_nor_neighbours(target: str, d
         assert (logits(target, model, kv_dtype, chunks, threads, has_neighbour=True) == whole).all()
 
 
-@pytest.mark.skipif(not LEVELS, reason="the native backend is not built")
+@pytest.mark.skipif(not FUSED_LEVELS, reason="no native level with fused multiply-add")
 @pytest.mark.parametrize("kv_dtype", KV_FORMATS)
-def test_native_levels_agree_to_the_bit(kv_dtype: str) -> None:
+def test_native_levels_with_fused_multiply_add_agree_to_the_bit(kv_dtype: str) -> None:
     for dims in SHAPES:
         model = random_program(dims, F32, max_model_len=160)
-        results = [logits(f"native-{level}", model, kv_dtype) for level in LEVELS]
+        results = [logits(f"native-{level}", model, kv_dtype) for level in FUSED_LEVELS]
         assert all((result == results[0]).all() for result in results)
 
 

@@ -94,9 +94,10 @@ INLINE void add_products_tile(const Products *t, const int format, const int row
         for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c] + i * t->b_step);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
-            const float a = t->a[r * t->a_stride + i];
+            const FloatV a = splat(t->a[r * t->a_stride + i]);
 #pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) EACH(p) sums[r * columns + c].v[p] = sums[r * columns + c].v[p] + b[c].v[p] * a;
+            for (int c = 0; c < columns; c++)
+                EACH(p) sums[r * columns + c].v[p] = multiply_add(b[c].v[p], a, sums[r * columns + c].v[p]);
         }
     }
 #pragma GCC unroll 4
@@ -214,7 +215,7 @@ INLINE void find_largest(const Scratch *s) {
 INLINE Float16 soften(const Scratch *s, int v, int i, Float16 *denominators) {
     Float16 x = load16(s->weights + v * CHUNK_TOKENS + i);
     EACH(p) {
-        x.v[p] = power_of_two(x.v[p] * s->score_scales[v] - s->largest[v]);
+        x.v[p] = power_of_two(multiply_add(x.v[p], splat(s->score_scales[v]), splat(-s->largest[v])));
         denominators->v[p] = denominators->v[p] + x.v[p];
     }
     return x;

@@ -13,8 +13,8 @@
  *   ATTEND_COLUMNS       vectors of sums for each of them: what the registers hold
  *   LEVEL_HAS_TILES      where it is defined, many rows go through tile registers
  *
- * and is compiled with that level's flags. Float operations are written out one by one and compiled without contraction
- * or fast-math: the bits do not depend on the level. */
+ * and is compiled with that level's flags. Float operations are written out one by one, fused multiply-adds as such, and
+ * compiled without contraction or fast-math: what the bits are does not depend on the compiler. */
 #define PASTE(name, level) name##_##level
 #define EXPAND(name, level) PASTE(name, level)
 #define NAMED(name) EXPAND(name, LEVEL)

@@ -156,10 +156,12 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
         __builtin_prefetch(strip + k * bytes + PREFETCH_BYTES);
         if (format == FORMAT_F32) __builtin_prefetch(strip + (k + 1) * bytes + PREFETCH_BYTES);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) EACH(p) evens[r].v[p] = evens[r].v[p] + even.v[p] * x[r * m->x_stride + k];
+        for (int r = 0; r < rows; r++)
+            EACH(p) evens[r].v[p] = multiply_add(even.v[p], splat(x[r * m->x_stride + k]), evens[r].v[p]);
         if (k + 1 == m->k) break;
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) EACH(p) odds[r].v[p] = odds[r].v[p] + odd.v[p] * x[r * m->x_stride + k + 1];
+        for (int r = 0; r < rows; r++)
+            EACH(p) odds[r].v[p] = multiply_add(odd.v[p], splat(x[r * m->x_stride + k + 1]), odds[r].v[p]);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < rows; r++) EACH(p) y[r].v[p] = evens[r].v[p] + odds[r].v[p];

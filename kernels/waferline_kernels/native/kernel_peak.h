@@ -69,7 +69,7 @@ static int64_t NAMED(peak_float)(int64_t macs) {
     for (; done < macs; done += PEAK_CHAINS * TILE_N) {
         FORGET(x);
 #pragma GCC unroll 12
-        for (int c = 0; c < PEAK_CHAINS; c++) EACH(p) sums[c].v[p] = sums[c].v[p] + weights.v[p] * x[c];
+        for (int c = 0; c < PEAK_CHAINS; c++) EACH(p) sums[c].v[p] = multiply_add(weights.v[p], splat(x[c]), sums[c].v[p]);
     }
 #pragma GCC unroll 12
     for (int c = 1; c < PEAK_CHAINS; c++) EACH(p) sums[0].v[p] = sums[0].v[p] + sums[c].v[p];

@@ -1,4 +1,5 @@
-/* Arithmetic on sixteen columns, written out operation by operation: the same bits on every level. */
+/* Arithmetic on sixteen columns, written out operation by operation: the same bits on every level, but that `multiply_add`
+ * rounds twice on base. */
 #ifndef WAFERLINE_KERNEL_VECTORS_H
 #define WAFERLINE_KERNEL_VECTORS_H
 
@@ -14,6 +15,17 @@ INLINE FloatV splat(float x) {
 
 INLINE FloatV choose(IntV mask, FloatV yes, FloatV no) {
     return (FloatV)((mask & (IntV)yes) | (~mask & (IntV)no));
+}
+
+/* a * b + c, rounded once where the level has an instruction for it. */
+INLINE FloatV multiply_add(FloatV a, FloatV b, FloatV c) {
+#if LANES == 16
+    return (FloatV)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif LANES == 8
+    return (FloatV)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
 }
 
 /* a > b ? a : b, so b where either is NaN; x86 has an instruction for just that. */
@@ -46,15 +58,16 @@ INLINE FloatV round_even(FloatV x) {
 INLINE FloatV exponential(FloatV x) {
     const IntV vanishes = x < -87.3f;
     x = smaller(splat(88.0f), larger(splat(-87.3f), x));
-    const FloatV shifted = x * 1.44269504f + 12582912.0f, n = shifted - 12582912.0f; /* round_even, with n in the low bits */
-    FloatV r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    const FloatV shifted = multiply_add(x, splat(1.44269504f), splat(12582912.0f)); /* round_even, with n in the low bits */
+    const FloatV n = shifted - 12582912.0f;
+    const FloatV r = multiply_add(n, splat(2.12194440e-4f), multiply_add(n, splat(-0.693359375f), x));
     FloatV p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = (p * (r * r) + r) + 1.0f;
+    p = multiply_add(p, r, splat(1.3981999507e-3f));
+    p = multiply_add(p, r, splat(8.3334519073e-3f));
+    p = multiply_add(p, r, splat(4.1665795894e-2f));
+    p = multiply_add(p, r, splat(1.6666665459e-1f));
+    p = multiply_add(p, r, splat(5.0000001201e-1f));
+    p = multiply_add(p, r * r, r) + 1.0f;
     const IntV power = ((IntV)shifted + 127) << 23;
     return (FloatV)(~vanishes & (IntV)(p * (FloatV)power));
 }
@@ -65,12 +78,12 @@ INLINE FloatV power_of_two(FloatV x) {
     x = larger(splat(-125.0f), x);
     const FloatV shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f); /* n in the low bits of `shifted` */
     FloatV p = splat(1.535336188e-4f);
-    p = p * r + 1.339887440e-3f;
-    p = p * r + 9.618437358e-3f;
-    p = p * r + 5.550332471e-2f;
-    p = p * r + 2.402264791e-1f;
-    p = p * r + 6.931472029e-1f;
-    p = p * r + 1.0f;
+    p = multiply_add(p, r, splat(1.339887440e-3f));
+    p = multiply_add(p, r, splat(9.618437358e-3f));
+    p = multiply_add(p, r, splat(5.550332471e-2f));
+    p = multiply_add(p, r, splat(2.402264791e-1f));
+    p = multiply_add(p, r, splat(6.931472029e-1f));
+    p = multiply_add(p, r, splat(1.0f));
     return (FloatV)(~vanishes & ((IntV)p + ((IntV)shifted << 23)));
 }
 

@@ -1,8 +1,8 @@
 /* The kernel table: what one instruction-set level provides. Dispatch, tests and microbenchmarks read it.
  *
- * Rows of float32 buffers are padded with zeros to whole vectors of 16, so a kernel may read and write them whole. Every
- * float operation is rounded by itself, in the same order on every level, whatever the number of rows: all levels give
- * the same bits. */
+ * Rows of float32 buffers are padded with zeros to whole vectors of 16, so a kernel may read and write them whole. Float
+ * operations are the same, in the same order, whatever the number of rows and on every level, but that base has no fused
+ * multiply-add: the other levels give the same bits. */
 #ifndef WAFERLINE_KERNELS_H
 #define WAFERLINE_KERNELS_H
 
