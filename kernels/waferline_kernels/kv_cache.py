@@ -4,8 +4,10 @@ A KV tile is what one (layer, block, KV head) keeps: the keys and values of 16 t
 are transposed, so that the sixteen scores of a block are one vector; rows of values are padded to whole vectors
 (``stride`` = head_dim rounded up to 16)::
 
-    f32, bf16   keys    [head_dim][16 tokens]
+    f32         keys    [head_dim][16 tokens]
                 values  [16 tokens][stride]
+    bf16        keys    [head_dim / 2][16 tokens][2]
+                values  [16 tokens / 2][stride][2]     two tokens side by side
     int8        keys    [head_dim / 4][16 tokens][4]   codes as in a q8 tile: round(x / scale)
                 values  [16 tokens / 4][stride][4]     the same, four tokens side by side
                 scales  float32 [16 tokens]            of the keys, max |x| / 127
@@ -15,7 +17,7 @@ A scale belongs to one token and head alone, so a row's result depends on no oth
 are read back rounded too, so nothing depends on how rows are cut into steps.
 
 A worked example, head_dim 64: a tile is 8192 bytes in f32, 4096 in bf16, 64 * 16 + 16 * 64 + 2 * 64 = 2176 in int8,
-where the key element d of token t is the byte ``d // 4 * 64 + t * 4 + d % 4``.
+where the key element d of token t is the byte ``d // 4 * 64 + t * 4 + d % 4``. The head size is even.
 """
 
 from __future__ import annotations

@@ -119,9 +119,12 @@ def num_strips(n: int) -> int:
 
 
 def bfloat16_bits(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Round finite float32 to the nearest bfloat16, ties to even; its bits as uint16, same shape."""
+    """Round float32 to the nearest bfloat16, ties to even; its bits as uint16, same shape. What is not finite, or would no
+    longer be, becomes the largest finite one of its sign."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    return ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    magnitude = (bits & np.uint32(0x7FFFFFFF)) + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+    sign = (bits >> np.uint32(16)) & np.uint32(0x8000)
+    return (sign | np.minimum(magnitude >> np.uint32(16), np.uint32(0x7F7F))).astype(np.uint16)
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

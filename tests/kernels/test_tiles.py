@@ -123,3 +123,11 @@ def test_zero_activations_have_no_scale() -> None:
 def test_bfloat16_rounds_to_even_and_comes_back_exactly() -> None:
     x = np.array([1.0, 1.00390625, 1.01171875, -2.5, 0.0], np.float32)  # the second and third lie midway
     assert tiles.bfloat16_to_float32(tiles.bfloat16_bits(x)).tolist() == [1.0, 1.0, 1.015625, -2.5, 0.0]
+
+
+def test_bfloat16_is_finite() -> None:
+    largest = np.float32((2 - 2**-7) * 2.0**127)
+    x = np.array([np.inf, -np.inf, np.finfo(np.float32).max, largest, np.nan], np.float32)
+    rounded = tiles.bfloat16_to_float32(tiles.bfloat16_bits(x))
+    assert rounded[:4].tolist() == [largest, -largest, largest, largest]
+    assert np.isfinite(rounded).all()

@@ -63,7 +63,7 @@ cdef extern from *:
     #ifdef __x86_64__
         __builtin_cpu_init();
         const int has_vnni = __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni");
-        if (level == 3 && has_vnni && amx_permit()) return &kernels_amx;
+        if (level == 3 && has_vnni && __builtin_cpu_supports("avx512bf16") && amx_permit()) return &kernels_amx;
         if (level == 2 && has_vnni) return &kernels_avx512;
         if (level == 1 && __builtin_cpu_supports("x86-64-v3")) return &kernels_avx2;
     #endif

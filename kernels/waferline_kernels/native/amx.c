@@ -6,12 +6,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { LEAF_7_EDX_AMX_TILE = 1 << 24, LEAF_7_EDX_AMX_INT8 = 1 << 25, XCR0_TILES = 3 << 17, XTILEDATA = 18 };
+enum { LEAF_7_EDX_AMX_BF16 = 1 << 22, LEAF_7_EDX_AMX_TILE = 1 << 24, LEAF_7_EDX_AMX_INT8 = 1 << 25, XCR0_TILES = 3 << 17, XTILEDATA = 18 };
 enum { ARCH_REQ_XCOMP_PERM = 0x1023 };
 
 int amx_permit(void) {
     uint32_t a, b, c, d, xcr0, high;
-    const uint32_t wanted = LEAF_7_EDX_AMX_TILE | LEAF_7_EDX_AMX_INT8;
+    const uint32_t wanted = LEAF_7_EDX_AMX_BF16 | LEAF_7_EDX_AMX_TILE | LEAF_7_EDX_AMX_INT8;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
     __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     if ((xcr0 & XCR0_TILES) != XCR0_TILES) return 0;

@@ -10,12 +10,13 @@
 #include "kernel_vectors.h"
 #include "kernels.h"
 
-/* A worker's scratch, and the chunk at hand. V = ATTEND_VECTORS; vector v is head v % heads of row v / heads. */
+/* A worker's scratch, and the chunk at hand. Vector v is head v % heads of row v / heads; V = ATTEND_VECTORS, W = V +
+ * ATTEND_SPARE. */
 typedef struct {
     int32_t stride;      /* value_stride */
-    float *queries;      /* [V][stride]; of int8 codes: int8 [V][2][round_up(head_dim, 4)], see kernel_attention_int8.h */
-    float *context;      /* [V][stride] */
-    float *weights;      /* [V][128]; first the scores */
+    float *queries;      /* [W][stride]; or codes or halves, see kernel_attention_int8.h and kernel_attention_tiles.h */
+    float *context;      /* [W][stride] */
+    float *weights;      /* [W][128]; first the scores */
     float *codes;        /* int8 [V][2][128]: the weights' codes */
     float *denominators; /* [V][16] */
     float *largest;      /* [V] scores so far */
@@ -35,11 +36,11 @@ typedef struct {
 INLINE Scratch carve_scratch(const Attention *t) {
     Scratch s = {.stride = kv_value_stride(t->head_dim), .vectors = t->rows * t->heads};
     float *at = t->scratch;
-    enum { V = ATTEND_VECTORS };
+    enum { V = ATTEND_VECTORS, W = V + ATTEND_SPARE };
     s.queries = at;
-    s.context = at += V * s.stride;
-    s.weights = at += V * s.stride;
-    s.codes = at += V * CHUNK_TOKENS;
+    s.context = at += W * round_up(t->head_dim, 32);
+    s.weights = at += W * s.stride;
+    s.codes = at += W * CHUNK_TOKENS;
     s.denominators = at += V * CHUNK_TOKENS / 2;
     s.largest = at += V * 16;
     s.next_largest = at += V;
@@ -68,17 +69,25 @@ INLINE int blocks_of(int tokens) {
 
 /* ---- products ---- */
 
-/* y[rows][16 * columns] += a[rows][count] . b[count][16 * columns] */
+/* y[rows][16 * columns] += a[rows][i] * b[i][16 * columns], i = begin .. end - 1 */
 typedef struct {
     const float *a;
-    const uint8_t *b[4]; /* each column's first vector */
+    const uint8_t *b[4]; /* each column's vector 0 */
     float *y;
-    int64_t a_stride, b_step, y_stride; /* floats, bytes, floats */
-    int32_t count;
+    int64_t a_stride, b_step, y_stride; /* floats, bytes from one vector, or of bfloat16 pair, to the next, floats */
+    int32_t begin, end;
 } Products;
 
-INLINE Float16 load_kv(const int format, const uint8_t *x) {
-    return format == KV_BF16 ? load_bfloat16(x) : load16((const float *)x);
+/* Vector i of f32 [n][16] or bf16 [n / 2][16][2], rows `step` bytes apart. */
+INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) {
+    if (format == KV_F32) return load16((const float *)(x + i * step));
+    Float16 y;
+    EACH(p) {
+        UintV pairs;
+        memcpy(&pairs, x + i / 2 * step + p * sizeof pairs, sizeof pairs);
+        y.v[p] = (FloatV)((i % 2 ? pairs : pairs << 16) & 0xFFFF0000u);
+    }
+    return y;
 }
 
 /* `format`, `rows` and `columns` are constants where this is inlined. */
@@ -88,10 +97,10 @@ INLINE void add_products_tile(const Products *t, const int format, const int row
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < columns; c++) sums[r * columns + c] = load16(t->y + r * t->y_stride + 16 * c);
-    for (int i = 0; i < t->count; i++) {
+    for (int i = t->begin; i < t->end; i++) {
         Float16 b[ATTEND_COLUMNS];
 #pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c] + i * t->b_step);
+        for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c], i, t->b_step);
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             const FloatV a = splat(t->a[r * t->a_stride + i]);
@@ -122,7 +131,7 @@ typedef void (*AddProducts)(const Products *, int rows, int columns);
 /* ---- the steps of a chunk ---- */
 
 /* weights[first .. vectors - 1][128] = queries . keys */
-static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add, int element) {
+static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) {
     memset(s->weights + s->first * CHUNK_TOKENS, 0, (s->vectors - s->first) * CHUNK_TOKENS * sizeof *s->weights);
     for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
         const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
@@ -132,9 +141,9 @@ static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add, 
                 .a = s->queries + v * s->stride,
                 .y = s->weights + v * CHUNK_TOKENS + b * KV_BLOCK_SIZE,
                 .a_stride = s->stride,
-                .b_step = KV_BLOCK_SIZE * element,
+                .b_step = LINE_BYTES,
                 .y_stride = CHUNK_TOKENS,
-                .count = t->head_dim,
+                .end = t->head_dim,
             };
             for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
             add(&products, rows, columns);
@@ -143,39 +152,44 @@ static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add, 
 }
 
 /* context[v .. v + rows - 1] += weights . values, tokens begin .. end - 1 of the chunk */
-INLINE void add_values(const Scratch *s, AddProducts add, int element, int v, int rows, int begin, int end) {
+INLINE void add_values(const Scratch *s, AddProducts add, int v, int rows, int begin, int end) {
     for (int token = begin; token < end;) {
-        const int block = token / KV_BLOCK_SIZE, stop = smaller_of((block + 1) * KV_BLOCK_SIZE, end);
+        const int block = token / KV_BLOCK_SIZE, first = block * KV_BLOCK_SIZE, stop = smaller_of(first + KV_BLOCK_SIZE, end);
         for (int d = 0; d < s->stride; d += 16 * ATTEND_COLUMNS) {
             const int columns = smaller_of(ATTEND_COLUMNS, (s->stride - d) / 16);
             Products products = {
-                .a = s->weights + v * CHUNK_TOKENS + token,
+                .a = s->weights + v * CHUNK_TOKENS + first,
                 .y = s->context + v * s->stride + d,
                 .a_stride = CHUNK_TOKENS,
-                .b_step = s->stride * element,
+                .b_step = s->stride * sizeof(float),
                 .y_stride = s->stride,
-                .count = stop - token,
+                .begin = token - first,
+                .end = stop - first,
             };
-            for (int c = 0; c < columns; c++)
-                products.b[c] = s->values[block] + ((token % KV_BLOCK_SIZE) * s->stride + d + 16 * c) * element;
+            for (int c = 0; c < columns; c++) products.b[c] = s->values[block] + (d + 16 * c) * sizeof(float);
             add(&products, rows, columns);
         }
         token = stop;
     }
 }
 
-/* The tokens that all rows of a group attend to go together; then each row's own last ones. */
-static void NAMED(weigh)(const Scratch *s, AddProducts add, int element) {
+/* context *= decay */
+INLINE void decay_context(const Scratch *s) {
     for (int v = s->first; v < s->vectors; v++)
         for (int d = 0; d < s->stride; d += 16) {
             Float16 x = load16(s->context + v * s->stride + d);
             EACH(p) x.v[p] = x.v[p] * s->decay[v];
             store16(s->context + v * s->stride + d, x);
         }
+}
+
+/* The tokens that all rows of a group attend to go together; then each row's own last ones. */
+static void NAMED(weigh)(const Scratch *s, AddProducts add) {
+    decay_context(s);
     for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
         const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), common = tokens_of(s, v);
-        add_values(s, add, element, v, rows, 0, common);
-        for (int r = 1; r < rows; r++) add_values(s, add, element, v + r, 1, common, tokens_of(s, v + r));
+        add_values(s, add, v, rows, 0, common);
+        for (int r = 1; r < rows; r++) add_values(s, add, v + r, 1, common, tokens_of(s, v + r));
     }
 }
 
@@ -279,8 +293,10 @@ INLINE void convert_chunk(const Attention *t, Scratch *s) {
     const int key_floats = t->head_dim * KV_BLOCK_SIZE, value_floats = s->stride * KV_BLOCK_SIZE;
     float *keys = s->chunk, *values = keys + CHUNK_BLOCKS * key_floats;
     for (int b = 0; b < s->blocks; b++, keys += key_floats, values += value_floats) {
-        for (int i = 0; i < key_floats; i += 16) store16(keys + i, load_bfloat16(s->keys[b] + 2 * i));
-        for (int i = 0; i < value_floats; i += 16) store16(values + i, load_bfloat16(s->values[b] + 2 * i));
+        for (int d = 0; d < t->head_dim; d++) store16(keys + d * 16, load_kv(KV_BF16, s->keys[b], d, LINE_BYTES));
+        for (int i = 0; i < KV_BLOCK_SIZE; i++)
+            for (int d = 0; d < s->stride; d += 16)
+                store16(values + i * s->stride + d, load_kv(KV_BF16, s->values[b] + d * 4, i, s->stride * 4));
         s->keys[b] = (const uint8_t *)keys;
         s->values[b] = (const uint8_t *)values;
     }
@@ -299,10 +315,10 @@ static void NAMED(attend_floats)(const Attention *t, const int format) {
     for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * element); begin += CHUNK_TOKENS) {
         if (is_converted) convert_chunk(t, &s);
         const AddProducts add = format == KV_BF16 && !is_converted ? NAMED(add_products_bf16) : NAMED(add_products_f32);
-        NAMED(score)(t, &s, add, is_converted ? 4 : element);
+        NAMED(score)(t, &s, add);
         find_largest(&s);
         NAMED(soften_all)(&s);
-        NAMED(weigh)(&s, add, is_converted ? 4 : element);
+        NAMED(weigh)(&s, add);
     }
     end_attention(t, &s);
 }
@@ -311,8 +327,10 @@ static void NAMED(attend_f32)(const Attention *t) {
     NAMED(attend_floats)(t, KV_F32);
 }
 
+#ifndef LEVEL_HAS_TILES
 static void NAMED(attend_bf16)(const Attention *t) {
     NAMED(attend_floats)(t, KV_BF16);
 }
+#endif
 
 #endif

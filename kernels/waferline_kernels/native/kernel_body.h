@@ -27,6 +27,9 @@ enum { PREFETCH_BYTES = 512, STREAM_PREFETCH_BYTES = 3072 };
 #include "kernel_attention_int8.h"
 #include "kernel_kv.h"
 #include "kernel_matmul.h"
+#ifdef LEVEL_HAS_TILES
+#include "kernel_attention_tiles.h"
+#endif
 #include "kernel_peak.h"
 #include "kernel_pack.h"
 #include "kernel_rows.h"

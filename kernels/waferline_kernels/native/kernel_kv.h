@@ -11,19 +11,19 @@ static void NAMED(store_kv_f32)(const float *key, const float *value, int32_t he
     memcpy(values + token * kv_value_stride(head_dim), value, head_dim * sizeof *value);
 }
 
-/* To the nearest, ties to even; a NaN stays one. */
+/* To the nearest, ties to even, and finite whatever x is: times a weight of zero it must be zero. tiles.bfloat16_bits. */
 INLINE uint16_t nearest_bfloat16(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
-    if (x != x) return (uint16_t)(bits >> 16 | 64);
-    return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    const uint32_t magnitude = (bits & 0x7FFFFFFF) + 0x7FFF + (bits >> 16 & 1);
+    return (uint16_t)((bits >> 16 & 0x8000) | (magnitude < 0x7F800000 ? magnitude >> 16 : 0x7F7F));
 }
 
 static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
-    uint16_t *keys = (uint16_t *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [head_dim][16], [16][value_stride] */
-    values += token * kv_value_stride(head_dim);
-    for (int d = 0; d < head_dim; d++) keys[d * KV_BLOCK_SIZE + token] = nearest_bfloat16(key[d]);
-    for (int d = 0; d < head_dim; d++) values[d] = nearest_bfloat16(value[d]);
+    const int32_t stride = kv_value_stride(head_dim);
+    uint16_t *keys = (uint16_t *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [K / 2][16][2 K], [16 / 2][stride][2] */
+    for (int d = 0; d < head_dim; d++) keys[(d / 2 * KV_BLOCK_SIZE + token) * 2 + d % 2] = nearest_bfloat16(key[d]);
+    for (int d = 0; d < head_dim; d++) values[(token / 2 * stride + d) * 2 + token % 2] = nearest_bfloat16(value[d]);
 }
 
 /* codes[n], to whole vectors, = x[n] / scale, at most 127 either way; returns the scale. tiles.quantize_rows, bit for bit. */

@@ -55,7 +55,9 @@ typedef struct {
     float *scratch;             /* [attend_scratch_floats(head_dim)] aligned to 64 bytes */
 } Attention;
 
-enum { ATTEND_VECTORS = 64, CHUNK_BLOCKS = 8, CHUNK_TOKENS = CHUNK_BLOCKS * KV_BLOCK_SIZE };
+/* Query vectors that attention takes together, and to spare: the last of its registers may reach so far. */
+enum { ATTEND_VECTORS = 64, ATTEND_SPARE = 16 };
+enum { CHUNK_BLOCKS = 8, CHUNK_TOKENS = CHUNK_BLOCKS * KV_BLOCK_SIZE };
 
 /* ---- a KV tile's layout, kv_cache.py ---- */
 
@@ -76,7 +78,8 @@ static inline int64_t kv_int8_scales(int32_t head_dim) {
  * keys and values as float32. */
 static inline int64_t attend_scratch_floats(int32_t head_dim) {
     const int64_t stride = kv_value_stride(head_dim);
-    return ATTEND_VECTORS * (2 * stride + CHUNK_TOKENS + CHUNK_TOKENS / 2 + 16 + 8) + CHUNK_TOKENS * 2 * stride;
+    return (ATTEND_VECTORS + ATTEND_SPARE) * (round_up(head_dim, 32) + stride + CHUNK_TOKENS + CHUNK_TOKENS / 2 + 16 + 8) +
+           CHUNK_TOKENS * 2 * stride;
 }
 
 typedef struct {

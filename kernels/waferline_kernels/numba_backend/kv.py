@@ -12,8 +12,8 @@ from .jit import inlined, kernel
 from .state import State
 from .vectors import (
     Vector,
+    bfloat16_of,
     load_codes,
-    load_scales,
     load_weights,
     signed_byte,
     store_bfloat16,
@@ -54,7 +54,7 @@ def load_keys(kv: NDArray[np.uint8], format: int, tile: int, d: int) -> Vector:
     if format == F32_CODE:
         return load_weights(kv, tile + d * LINE_BYTES)
     if format == BF16_CODE:
-        return load_scales(kv, tile + d * (LINE_BYTES // 2))
+        return bfloat16_of(load_codes(kv, tile + d // 2 * LINE_BYTES), d % 2)
     return signed_byte(load_codes(kv, tile + d // 4 * LINE_BYTES), d % 4)
 
 
@@ -64,7 +64,7 @@ def load_values(kv: NDArray[np.uint8], format: int, values: int, stride: int, to
     if format == F32_CODE:
         return load_weights(kv, values + (token * stride + d) * 4)
     if format == BF16_CODE:
-        return load_scales(kv, values + (token * stride + d) * 2)
+        return bfloat16_of(load_codes(kv, values + (token // 2 * stride + d) * 4), token % 2)
     return signed_byte(load_codes(kv, values + (token // 4 * stride + d) * 4), token % 4)
 
 
@@ -97,8 +97,8 @@ def store_kv(state: State, tile: int, token: int, x: NDArray[np.float32], key: i
             store_float32(kv, values + (token * stride + d) * 4, x[value + d])
     elif format == BF16_CODE:
         for d in range(head_dim):
-            store_bfloat16(kv, tile + (d * KV_BLOCK_SIZE + token) * 2, x[key + d])
-            store_bfloat16(kv, values + (token * stride + d) * 2, x[value + d])
+            store_bfloat16(kv, tile + d // 2 * LINE_BYTES + token * 4 + d % 2 * 2, x[key + d])
+            store_bfloat16(kv, values + (token // 2 * stride + d) * 4 + token % 2 * 2, x[value + d])
     else:
         scales = scales_of(state, tile) + token * 4
         key_inverse, key_scale = code_scale(x, key, head_dim)

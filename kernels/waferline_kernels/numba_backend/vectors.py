@@ -204,12 +204,21 @@ def store_float32(builder: Any, data: Any, index: Any, x: Any) -> None:
 
 @operation(types.none, BYTE_ARRAY, types.intp, types.float32)
 def store_bfloat16(builder: Any, data: Any, index: Any, x: Any) -> None:
-    """The nearest bfloat16, ties to even; a NaN stays one."""
+    """The nearest bfloat16, ties to even, and finite: tiles.bfloat16_bits."""
     bits = builder.bitcast(x, I32)
     odd = builder.and_(builder.lshr(bits, I32(16)), I32(1))
-    rounded = builder.add(builder.add(bits, I32(0x7FFF)), odd)
-    bits = builder.select(builder.fcmp_ordered("ord", x, x), rounded, builder.or_(bits, I32(1 << 22)))
-    _store(builder, data, index, builder.trunc(builder.lshr(bits, I32(16)), I16))
+    magnitude = builder.add(builder.add(builder.and_(bits, I32(0x7FFFFFFF)), I32(0x7FFF)), odd)
+    is_finite = builder.icmp_unsigned("<", magnitude, I32(0x7F800000))
+    magnitude = builder.select(is_finite, builder.lshr(magnitude, I32(16)), I32(0x7F7F))
+    sign = builder.and_(builder.lshr(bits, I32(16)), I32(0x8000))
+    _store(builder, data, index, builder.trunc(builder.or_(sign, magnitude), I16))
+
+
+@operation(FLOATS, INTS, types.int32)
+def bfloat16_of(builder: Any, x: Any, number: Any) -> Any:
+    """The first or second bfloat16 of each lane, as float32."""
+    shift = _broadcast(builder, builder.mul(builder.sub(I32(1), number), I32(16)))
+    return builder.bitcast(builder.and_(builder.shl(x, shift), every_lane(I32, 0xFFFF0000)), lanes_of(F32))
 
 
 @operation(FLOATS, INTS, types.int32)
