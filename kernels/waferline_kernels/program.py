@@ -138,11 +138,12 @@ class Dims:
 
     def buffer_stride(self, buffer: Buffer) -> int:
         """Float32 from one row to the next: columns padded to whole strips, so that strips are stored whole, also where
-        those of k and v begin after q's."""
+        those of k and v begin after q's; and to an odd number of cache lines, so that what a strip's rows are stored to is
+        spread over a cache's sets."""
         if buffer == Buffer.QKV:
             queries = self.heads * self.head_dim
-            return round_up(queries + round_up(self.qkv - queries, TILE_N), TILE_N)
-        return round_up(self.buffer_columns(buffer), TILE_N)
+            return round_up(queries + round_up(self.qkv - queries, TILE_N), TILE_N) | TILE_N
+        return round_up(self.buffer_columns(buffer), TILE_N) | TILE_N
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,11 @@ static void embed(const Executor *e, const Instruction *i, int worker) {
 }
 
 /* NORM and QUANTIZE over rows begin .. end - 1 of what the instruction reads. */
-static void prepare_rows(const Executor *e, const Instruction *i, const Activations *act, Range range) {
+static void prepare_rows(const Executor *e, const Instruction *i, int worker, const Activations *act, Range range) {
     for (int64_t r = range.begin; r < range.end; r++) {
         const int64_t row = i->wanted_rows ? e->wanted[r] : r;
         const float *x = e->buffers[i->src] + row * e->strides[i->src];
-        float *normed = act->x + r * e->strides[BUFFER_ACT];
+        float *normed = i->group ? e->workers[worker].act.x : act->x + r * e->strides[BUFFER_ACT]; /* nobody reads it again */
         if (i->op == OP_NORM) {
             e->kernels->rms_norm(x, e->tensors[i->weight].table, i->k, i->eps, normed);
             x = normed;
@@ -89,7 +89,7 @@ static void prepare_rows(const Executor *e, const Instruction *i, const Activati
 static int prepare(const Executor *e, const Instruction *i, int worker) {
     const int32_t rows = i->wanted_rows ? e->num_wanted : e->num_rows;
     const int is_shared = rows > PRIVATE_ROWS;
-    prepare_rows(e, i, activations(e, worker, rows), is_shared ? share_of(rows, worker, e->num_workers) : (Range){0, rows});
+    prepare_rows(e, i, worker, activations(e, worker, rows), is_shared ? share_of(rows, worker, e->num_workers) : (Range){0, rows});
     return is_shared;
 }
 
@@ -118,13 +118,15 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
     e->kernels->matmul[tensor->format](&m);
 }
 
-/* y = rotation of x[head_dim], halves convention; cos and sin [head_dim / 2] */
-static void rotate(const float *x, const float *cos, const float *sin, int32_t head_dim, float *y) {
+/* Rotates x[head_dim] in place, halves convention; cos and sin [head_dim / 2]. */
+static void rotate(float *restrict x, const float *cos, const float *sin, int32_t head_dim) {
     const int32_t half = head_dim / 2;
+    float first[MAX_HEAD_DIM / 2], second[MAX_HEAD_DIM / 2]; /* copies, so that the loop can be vectorised */
+    memcpy(first, x, half * sizeof *x);
+    memcpy(second, x + half, half * sizeof *x);
     for (int32_t d = 0; d < half; d++) {
-        const float first = x[d], second = x[d + half];
-        y[d] = first * cos[d] - second * sin[d];
-        y[d + half] = second * cos[d] + first * sin[d];
+        x[d] = first[d] * cos[d] - second[d] * sin[d];
+        x[d + half] = second[d] * cos[d] + first[d] * sin[d];
     }
 }
 
@@ -139,7 +141,7 @@ static void rotate_and_store(const Executor *e, const Instruction *i, int worker
         const float *cos = rope->table + row->position * rope->table_stride, *sin = cos + d->head_dim / 2;
         float *qkv = e->buffers[BUFFER_QKV] + at / heads * e->strides[BUFFER_QKV]; /* [q heads, k heads, v heads][head_dim] */
         float *x = qkv + head * d->head_dim;
-        rotate(x, cos, sin, d->head_dim, x);
+        rotate(x, cos, sin, d->head_dim);
         if (kv_head < 0) continue;
         const int64_t block_at = (int64_t)row->slot * e->limits.max_blocks_per_seq + row->position / KV_BLOCK_SIZE;
         const int32_t block = e->sequences.block_tables[block_at];

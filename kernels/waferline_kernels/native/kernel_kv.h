@@ -11,27 +11,44 @@ static void NAMED(store_kv_f32)(const float *key, const float *value, int32_t he
     memcpy(values + token * kv_value_stride(head_dim), value, head_dim * sizeof *value);
 }
 
-/* To the nearest, ties to even, and finite whatever x is: times a weight of zero it must be zero. tiles.bfloat16_bits. */
-INLINE uint16_t nearest_bfloat16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    const uint32_t magnitude = (bits & 0x7FFFFFFF) + 0x7FFF + (bits >> 16 & 1);
-    return (uint16_t)((bits >> 16 & 0x8000) | (magnitude < 0x7F800000 ? magnitude >> 16 : 0x7F7F));
+/* x[n] padded with zeros to whole vectors. */
+INLINE void pad(const float *x, int32_t n, float *padded) {
+    memset(padded + n / 16 * 16, 0, n % 16 > 0 ? 16 * sizeof *padded : 0);
+    memcpy(padded, x, n * sizeof *x);
+}
+
+/* bits[n], to whole vectors, of the bfloat16 nearest to x[n], ties to even, and finite whatever x is: times a weight of zero
+ * they must be zero. tiles.bfloat16_bits. */
+INLINE void to_finite_bfloat16(const float *x, int32_t n, uint16_t *bits) {
+    float padded[MAX_HEAD_DIM];
+    pad(x, n, padded);
+    for (int i = 0; i < n; i += 16) {
+        const Float16 v = load16(padded + i);
+        EACH(p) {
+            const UintV whole = (UintV)v.v[p], sign = whole >> 31 << 15;
+            const UintV magnitude = ((whole & 0x7FFFFFFFu) + 0x7FFF + (whole >> 16 & 1)) >> 16;
+            const UintV is_finite = (UintV)(magnitude < 0x7F80);
+            const HalfV half = __builtin_convertvector(sign | (is_finite & magnitude) | (~is_finite & 0x7F7F), HalfV);
+            memcpy(bits + i + p * LANES, &half, sizeof half);
+        }
+    }
 }
 
 static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
     const int32_t stride = kv_value_stride(head_dim);
     uint16_t *keys = (uint16_t *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [K / 2][16][2 K], [16 / 2][stride][2] */
-    for (int d = 0; d < head_dim; d++) keys[(d / 2 * KV_BLOCK_SIZE + token) * 2 + d % 2] = nearest_bfloat16(key[d]);
-    for (int d = 0; d < head_dim; d++) values[(token / 2 * stride + d) * 2 + token % 2] = nearest_bfloat16(value[d]);
+    uint16_t bits[MAX_HEAD_DIM];
+    to_finite_bfloat16(key, head_dim, bits);
+    for (int d = 0; d < head_dim; d += 2) memcpy(keys + d * KV_BLOCK_SIZE + token * 2, bits + d, 2 * sizeof *bits);
+    to_finite_bfloat16(value, head_dim, bits);
+    for (int d = 0; d < head_dim; d++) values[(token / 2 * stride + d) * 2 + token % 2] = bits[d];
 }
 
 /* codes[n], to whole vectors, = x[n] / scale, at most 127 either way; returns the scale. tiles.quantize_rows, bit for bit. */
 INLINE float to_codes(const float *x, int32_t n, int8_t *codes) {
     Float16 largest = splat16(0.0f);
     float padded[MAX_HEAD_DIM];
-    memset(padded + n / 16 * 16, 0, n % 16 > 0 ? 16 * sizeof *padded : 0);
-    memcpy(padded, x, n * sizeof *x);
+    pad(x, n, padded);
     for (int i = 0; i < n; i += 16) {
         const Float16 v = load16(padded + i);
         EACH(p) largest.v[p] = larger((FloatV)((IntV)v.v[p] & 0x7FFFFFFF), largest.v[p]);

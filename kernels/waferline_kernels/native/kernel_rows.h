@@ -6,10 +6,15 @@
 #include "kernels.h"
 #include "kernel_matmul.h"
 
+/* In floats. A row of many was written by all workers and lies in L3, and its pages end the processor's own prefetching:
+ * quantising 512 rows of 8192 takes 16 ms so, 26 without. */
+enum { ROW_PREFETCH = 512 };
+
 static void NAMED(rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y) {
     Float16 squares = splat16(0.0f);
     for (int i = 0; i < k; i += 16) {
         const Float16 v = load16(x + i);
+        __builtin_prefetch(x + i + ROW_PREFETCH);
         EACH(p) squares.v[p] = squares.v[p] + v.v[p] * v.v[p];
     }
     const float inverse = 1.0f / sqrtf(sum16(squares) / (float)k + eps);
@@ -27,6 +32,7 @@ static void NAMED(quantize)(const float *x, int32_t k, int8_t *codes, float *sca
         Int16 largest[2] = {{{{0}}}}; /* bits of magnitudes; two chains, so that latency does not bound them */
         for (int i = begin; i < end; i += 16) {
             const Float16 v = load16(x + i);
+            __builtin_prefetch(x + i + ROW_PREFETCH);
             IntV *y = largest[i / 16 % 2].v;
             EACH(p) y[p] = larger_int((IntV)v.v[p] & 0x7FFFFFFF, y[p]);
         }
