@@ -11,7 +11,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from waferline.bench.batch import placed
 from waferline.bench.kernels import CONTEXT, probe_batch, step_seconds
-from waferline.bench.probes import timed_matmul, timed_rows
+from waferline.bench.probes import timed_attention, timed_matmul, timed_rows
 from waferline_kernels.kernel_table import Kernel, kernel_table
 from waferline_kernels.tiles import TILE_N
 
@@ -22,12 +22,14 @@ SWEEPS = 32
 
 @pytest.mark.parametrize("kernel", kernel_table(), ids=lambda kernel: kernel.name)
 def test_kernel(benchmark: BenchmarkFixture, kernel: Kernel) -> None:
-    if kernel.format:
+    if kernel.kv_format:
+        probe = timed_attention(kernel.kv_format, SWEEPS, CONTEXT)
+    elif kernel.format:
         probe = timed_matmul(kernel.format, K, FOOTPRINT, SWEEPS * FOOTPRINT, TILE_N)
     else:
-        probe = timed_rows(kernel.operation, SWEEPS, CONTEXT)
+        probe = timed_rows(kernel.operation, SWEEPS)
     with placed(probe.program, THREADS) as placement:
-        batch = probe_batch(kernel, probe, placement, CONTEXT)
+        batch = probe_batch(kernel, probe, placement, 1)
         try:
             benchmark(step_seconds, batch, probe.program, 1)
         finally:

@@ -1,7 +1,8 @@
 """``waferline bench kernels``: every kernel in the kernel table beside what the machine allows, and its error.
 
 A matmul of one row is held against a plain prefetched read over as many bytes, one of many rows against the peak of its
-level's dot product, both measured in turn with it; the larger of the two shares is the one that counts.
+level's dot product, both measured in turn with it; the larger of the two shares is the one that counts. So is attention
+over each format of the KV cache, at a long context.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from waferline_kernels.kernel_table import Kernel, kernel_table
 from waferline_kernels.placement import Placement
 from waferline_kernels.program import Program
 from waferline_kernels.sequences import SPAN
-from waferline_kernels.tiles import F32, TILE_N
+from waferline_kernels.tiles import BF16, F32, Q8, TILE_N
 
 from ..fabric.bandwidth import measure_peak, read_seconds
 from ..fabric.host import Host, probe_host
 from ..fabric.residency import DRAM
 from .batch import Batch, placed
 from .output import machine, print_json, print_table, share
-from .probes import SAMPLING, TimedProbe, kernel_error, timed_matmul, timed_rows
+from .probes import SAMPLING, TimedProbe, kernel_error, timed_attention, timed_matmul, timed_rows
 
 BYTES_PER_READ = 100e6
 MOST_DRAM_BYTES = 1 << 30
 MANY_ROWS = 32  # beyond, where the weights lie no longer shows: they are left in one place
 ROW_SWEEPS = 32  # of an operation without weights
-CONTEXT = 1024  # tokens that a row attends to
+CONTEXT, CONTEXT_SWEEPS = 8192, 4  # tokens that the last row attends to, and how often
+PEAKS = {"f32": F32, "bf16": BF16, "int8": Q8}  # the weights that are multiplied as a KV format is
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Measured:
             "kernel": self.kernel.name,
             "operation": self.kernel.operation,
             "dtype": self.kernel.format.name if self.kernel.format else None,
+            "kv_dtype": self.kernel.kv_format.name if self.kernel.kv_format else None,
             "tile": self.kernel.tile or None,
             "target": self.kernel.target,
             "rows": self.rows,
@@ -111,9 +114,13 @@ def run(args: argparse.Namespace) -> None:
 def measure(kernel: Kernel, rows: tuple[int, ...], k: int, threads: int, repeats: int) -> Iterator[Measured]:
     """The kernel's figures: a matmul for each number of rows and each level that its weights can lie in."""
     error = kernel_error(kernel)
+    if kernel.kv_format:
+        probe = timed_attention(kernel.kv_format, CONTEXT_SWEEPS, CONTEXT)
+        yield from _timings(kernel, probe, rows, "", error, threads, repeats)
+        return
     if kernel.format is None:
         few = tuple(count for count in rows if count == 1 or kernel.operation not in SAMPLING)
-        probe = timed_rows(kernel.operation, ROW_SWEEPS, CONTEXT)
+        probe = timed_rows(kernel.operation, ROW_SWEEPS)
         yield from _timings(kernel, probe, few, "", error, threads, repeats)
         return
     footprints = footprints_of(probe_host())
@@ -141,10 +148,11 @@ def _timings(
     """Times of the probe, in turn with the limits that hold for it."""
     if not rows:
         return
-    has_operands = kernel.format is not None or kernel.operation == "attend"
+    has_operands = kernel.format is not None or kernel.kv_format is not None
+    peak_format = PEAKS[kernel.kv_format.name] if kernel.kv_format else kernel.format or F32
     with placed(probe.program, threads) as placement:
         cpus = placement.cpus
-        batch = probe_batch(kernel, probe, placement, max(*rows, CONTEXT))
+        batch = probe_batch(kernel, probe, placement, max(rows))
         try:
             for count in rows:
                 seconds, bandwidths, peaks = [], [], []
@@ -152,7 +160,7 @@ def _timings(
                 sweeps = max(1, round(BYTES_PER_READ / nbytes))
                 for _ in range(repeats):
                     bandwidths.append(nbytes * sweeps / read_seconds(nbytes, threads, cpus, sweeps))
-                    peaks.append(measure_peak(kernel.format or F32, threads, cpus, kernel.level))
+                    peaks.append(measure_peak(peak_format, threads, cpus, kernel.level))
                     step_seconds(batch, probe.program, count)  # once unmeasured, into the caches, as the read is
                     whole = step_seconds(batch, probe.program, count)
                     seconds.append(whole - step_seconds(batch, probe.before, count))
@@ -161,7 +169,7 @@ def _timings(
                     rows=count,
                     level=level,
                     bytes=nbytes,
-                    macs=probe.macs * count,
+                    macs=probe.macs_of(count),
                     seconds=max(statistics.median(seconds), 1e-9) / probe.sweeps,
                     bandwidth=statistics.median(bandwidths),
                     peak=statistics.median(peaks),
@@ -172,18 +180,24 @@ def _timings(
 
 
 def probe_batch(kernel: Kernel, probe: TimedProbe, placement: Placement, most_rows: int) -> Batch:
-    """A sequence to run ``probe`` on with ``kernel``, in steps of up to ``most_rows`` rows."""
+    """A sequence to run ``probe`` on with ``kernel``, in steps of up to ``most_rows`` rows; keys and values are there."""
+    most_rows = max(most_rows, MANY_ROWS)
     batch = Batch(
         probe.program,
         probe.weights,
         placement,
         size=1,
-        max_model_len=most_rows + 1,
+        max_model_len=max(most_rows, CONTEXT) + 1,
         max_rows=most_rows,
+        kv_dtype=kernel.kv_format.name if kernel.kv_format else "f32",
         backend=kernel.backend,
         level=kernel.level,
     )
     batch.executor.sequences.sampling[0]["temperature"] = kernel.operation != "argmax"
+    for start in range(0, CONTEXT if kernel.kv_format else 0, most_rows):
+        rows = min(most_rows, CONTEXT - start)
+        batch.rewind(start + rows)
+        batch.executor.run(probe.before, np.array([(0, start, rows, 0)], SPAN), 1)
     return batch
 
 

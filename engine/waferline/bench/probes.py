@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waferline_kernels.kernel_table import Kernel
-from waferline_kernels.kv_cache import KV_F32
+from waferline_kernels.kv_cache import KvFormat
 from waferline_kernels.program import Buffer, Dims, Epilogue, Op, Program, ProgramBuilder, TensorSpec
-from waferline_kernels.sequences import SPAN
+from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN
 from waferline_kernels.tiles import F32, Q8, TILE_N, TileFormat, pack_matrix, round_up
 
 from ..fabric.placement import plan_placement
@@ -34,7 +34,8 @@ Weights = Mapping[str, NDArray[Any]]
 @dataclass(frozen=True)
 class TimedProbe:
     """``program`` does ``before`` and then the operation in question, ``sweeps`` times over. Each time it does ``macs``
-    multiply-adds for each row and sweeps ``bytes`` of weights, keys and values, or else ``bytes`` of each row."""
+    multiply-adds for its last row, ``fewer`` less for each row before, and sweeps ``bytes`` of weights, keys and values,
+    or else ``bytes`` of each row."""
 
     program: Program
     before: Program
@@ -42,6 +43,10 @@ class TimedProbe:
     sweeps: int
     bytes: int
     macs: int
+    fewer: int = 0
+
+    def macs_of(self, rows: int) -> int:
+        return rows * self.macs - rows * (rows - 1) // 2 * self.fewer
 
 
 class _Builder:
@@ -149,6 +154,7 @@ def _results(
         max_model_len=rows + 1,
         max_rows=rows,
         max_logits=rows,
+        kv_dtype=kernel.kv_format.name if kernel.kv_format else "f32",
         backend=backend,
         level=level,
     )
@@ -196,29 +202,36 @@ def timed_matmul(format: TileFormat, k: int, footprint: int, read_bytes: float, 
     return _timed(maker, before, sweeps, count * nbytes, count * n * k)
 
 
-def timed_rows(operation: str, sweeps: int, context: int) -> TimedProbe:
-    """``sweeps`` times an operation without weights. ``attend`` is of rows that attend to ``context`` tokens."""
+def timed_attention(kv_format: KvFormat, sweeps: int, context: int) -> TimedProbe:
+    """``sweeps`` times attention of rows of which the last one attends to ``context`` tokens."""
+    dims = replace(TIMED_DIMS, hidden=TILE_N, vocab=TILE_N)
+    maker = _Builder(dims)
+    maker.embed()
+    maker.project_and_rotate(round_up(context, TILE_N))
+    before = len(maker.build)
+    for _ in range(sweeps):
+        maker.attend()
+    macs = 2 * dims.heads * dims.head_dim  # of a token
+    nbytes = context * dims.kv_block_bytes(kv_format) // KV_BLOCK_SIZE
+    return replace(_timed(maker, before, sweeps, nbytes, macs * context), fewer=macs)
+
+
+def timed_rows(operation: str, sweeps: int) -> TimedProbe:
+    """``sweeps`` times an operation that reads nothing but rows."""
     dims = TIMED_DIMS if operation in SAMPLING else replace(TIMED_DIMS, vocab=TILE_N)
     maker = _Builder(dims)
     maker.embed()
     gain = maker.table("gain", np.ones((1, dims.hidden), np.float32))
-    if operation == "attend":
-        maker.project_and_rotate(round_up(context, TILE_N))
     before = len(maker.build)
     for _ in range(sweeps):
         if operation == "rms_norm":
             maker.norm(gain)
         elif operation == "quantize":
             maker.quantize(Q8.group)
-        elif operation == "attend":
-            maker.attend()
         else:
             maker.sample()
-    kv_bytes = context * dims.kv_block_bytes(KV_F32) // TILE_N
-    context_macs = 2 * dims.heads * dims.head_dim * context
     floats = {"rms_norm": 2 * dims.hidden, "quantize": dims.hidden}.get(operation, dims.vocab)
-    nbytes = kv_bytes if operation == "attend" else 4 * floats
-    return _timed(maker, before, sweeps, nbytes, context_macs if operation == "attend" else 0)
+    return _timed(maker, before, sweeps, 4 * floats, 0)
 
 
 def _timed(maker: _Builder, before: int, sweeps: int, nbytes: int, macs: int) -> TimedProbe:

@@ -52,7 +52,7 @@ cdef extern from "kernels.h":
         int (*pack[4])(const float *, int32_t, int32_t, uint8_t *) noexcept nogil
     const KernelTable kernels_base
     int64_t SCRATCH_BYTES(int64_t)
-    enum: ARENA_SLACK
+    enum: ARENA_SLACK, NUM_KV_FORMATS
     int64_t attend_scratch_floats(int32_t)
 
 cdef extern from *:
@@ -195,20 +195,21 @@ def supported_levels():
 
 
 def kernel_table(level):
-    """The kernels of a supported level: (operation, code of the weights' format) each, -1 where it reads no weights."""
+    """The kernels of a supported level: (operation, code of the weights' format or, of ``attend``, of the KV cache's) each,
+    -1 where it reads neither."""
     cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
     cdef int format
     matmuls = [("matmul", format) for format in range(4) if kernels.matmul[format] != NULL]
     rows = {
         "rms_norm": kernels.rms_norm != NULL,
         "quantize": kernels.quantize != NULL,
-        "attend": kernels.attend[0] != NULL,
         "max": kernels.max != NULL,
         "argmax": kernels.argmax != NULL,
         "exp_sum": kernels.exp_sum != NULL,
         "read": kernels.read != NULL,
     }
-    return [*matmuls, *((operation, -1) for operation, is_there in rows.items() if is_there)]
+    attends = [("attend", format) for format in range(NUM_KV_FORMATS) if kernels.attend[format] != NULL]
+    return [*matmuls, *attends, *((operation, -1) for operation, is_there in rows.items() if is_there)]
 
 
 def measure_peak(level, int num_workers, cpus, int format, int64_t macs):

@@ -85,7 +85,7 @@ def _on_its_own_thread(measure: Callable[..., float], *arguments: object) -> flo
 
 
 def level_kernels(level: str) -> list[tuple[str, int | None]]:
-    """The kernels of a supported level: (operation, code of its weights' format or None)."""
+    """The kernels of a supported level: (operation, code of its weights or, for ``attend``, KV format, or None)."""
     return [(operation, None if code < 0 else code) for operation, code in _native.kernel_table(level)]
 
 
