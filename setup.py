@@ -20,7 +20,7 @@ AVX512 = ["-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"]
 LEVEL_FLAGS = {
     "kernels_avx2": ["-march=x86-64-v3"],
     "kernels_avx512": AVX512,
-    "kernels_amx": [*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16", "-mavx512bf16"],
+    "kernels_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 

@@ -42,6 +42,7 @@ cdef extern from "kernels.h":
         const char *level
         # Only whether they are there is asked of these; C alone calls them.
         void *matmul[4]
+        void *split
         void *rms_norm
         void *quantize
         void *attend[3]
@@ -51,7 +52,8 @@ cdef extern from "kernels.h":
         void *read
         int (*pack[4])(const float *, int32_t, int32_t, uint8_t *) noexcept nogil
     const KernelTable kernels_base
-    int64_t SCRATCH_BYTES(int64_t)
+    int64_t scratch_bytes(int64_t)
+    int64_t split_bytes(int64_t, int64_t)
     enum: ARENA_SLACK, NUM_KV_FORMATS
     int64_t attend_scratch_floats(int32_t)
 
@@ -126,6 +128,7 @@ cdef extern from "executor.h":
     ctypedef struct Activations:
         float *x
         QuantizedRows quantized
+        uint8_t *halves
     ctypedef struct Worker:
         uint8_t *arena
         int64_t arena_bytes
@@ -306,16 +309,16 @@ cdef class Core:
         for i, array in enumerate(buffers):
             e.buffers[i] = <float *>self.keep(f"buffer {i}", array)
             e.strides[i] = array.shape[1]
-        self.set_activations(&e.act, buffers[BUFFER_ACT], act_rows[0], "act")
+        self.set_activations(&e.act, buffers[BUFFER_ACT], act_rows[0], largest_k, "act")
         for w in range(e.num_workers):
-            self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], f"act {w}")
+            self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], largest_k, f"act {w}")
             self.set_scratch(&e.workers[w].sample, w)
             e.workers[w].best = <int32_t *>self.keep(f"best {w}", np.zeros(max(1, e.limits.max_num_logits), np.int32))
             attention = aligned_zeros(attend_scratch_floats(e.dims.head_dim), np.float32)
             e.workers[w].attention = <float *>self.keep(f"attention {w}", attention)
             e.workers[w].arena_bytes = arena_bytes[w]
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
-            scratch = aligned_zeros(SCRATCH_BYTES(largest_k), np.uint8)
+            scratch = aligned_zeros(scratch_bytes(largest_k), np.uint8)
             e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)
         e.kv = <uint8_t *>self.arena(e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
         self.set_sequences(sequences)
@@ -343,7 +346,7 @@ cdef class Core:
         self.arenas.append((<uintptr_t>memory, size))
         return memory
 
-    cdef void set_activations(self, Activations *act, x, quantized, name):
+    cdef void set_activations(self, Activations *act, x, quantized, int64_t largest_k, name):
         codes, scales, sums = quantized
         act.x = <float *>self.keep(f"{name} x", x)
         act.quantized.codes = <signed char *>self.keep(f"{name} codes", codes)
@@ -351,6 +354,9 @@ cdef class Core:
         act.quantized.sums = <int32_t *>self.keep(f"{name} sums", sums)
         act.quantized.codes_stride = codes.shape[1]
         act.quantized.groups_stride = scales.shape[1]
+        if self.e.kernels.split != NULL:
+            halves = aligned_zeros(split_bytes(len(x), largest_k), np.uint8)
+            act.halves = <uint8_t *>self.keep(f"{name} halves", halves)
 
     cdef void set_scratch(self, SampleScratch *scratch, int worker):
         padded = self.e.dims.vocab + 16

@@ -6,7 +6,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { LEAF_7_EDX_AMX_BF16 = 1 << 22, LEAF_7_EDX_AMX_TILE = 1 << 24, LEAF_7_EDX_AMX_INT8 = 1 << 25, XCR0_TILES = 3 << 17, XTILEDATA = 18 };
+enum { LEAF_7_EDX_AMX_BF16 = 1 << 22, LEAF_7_EDX_AMX_TILE = 1 << 24, LEAF_7_EDX_AMX_INT8 = 1 << 25 };
+enum { LEAF_7_1_EAX_AVX512_BF16 = 1 << 5, XCR0_TILES = 3 << 17, XTILEDATA = 18 };
 enum { ARCH_REQ_XCOMP_PERM = 0x1023 };
 
 int amx_permit(void) {
@@ -16,6 +17,7 @@ int amx_permit(void) {
     __asm__("xgetbv" : "=a"(xcr0), "=d"(high) : "c"(0));
     if ((xcr0 & XCR0_TILES) != XCR0_TILES) return 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & wanted) != wanted) return 0;
+    if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & LEAF_7_1_EAX_AVX512_BF16)) return 0;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) == 0;
 }
 #else

@@ -1,4 +1,4 @@
-/* Whether this process may use AMX's int8 tile registers. */
+/* Whether this process may use AMX's tile registers, for int8 and for bf16. */
 #ifndef WAFERLINE_AMX_H
 #define WAFERLINE_AMX_H
 

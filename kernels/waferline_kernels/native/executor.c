@@ -93,6 +93,15 @@ static int prepare(const Executor *e, const Instruction *i, int worker) {
     return is_shared;
 }
 
+/* Bring m's rows into the form that the level multiplies bf16 by; few of them every worker for itself. */
+static void split_rows(const Executor *e, Matmul *m, const Activations *act, int worker) {
+    const int is_shared = m->rows > PRIVATE_ROWS;
+    const Range range = is_shared ? share_of(m->rows, worker, e->num_workers) : (Range){0, m->rows};
+    e->kernels->split(m, range.begin, range.end, act->halves);
+    m->halves = act->halves;
+    if (is_shared) team_barrier(e->team);
+}
+
 static void multiply(const Executor *e, const Instruction *i, int worker) {
     const Tensor *tensor = &e->tensors[i->weight];
     const Share *share = &e->shares[i->weight * e->num_workers + worker];
@@ -115,6 +124,7 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
         .dst = e->buffers[i->dst] + i->dst_column,
         .dst_stride = e->strides[i->dst],
     };
+    if (tensor->format == FORMAT_BF16 && e->kernels->split) split_rows(e, &m, act, worker);
     e->kernels->matmul[tensor->format](&m);
 }
 

@@ -11,7 +11,7 @@
  *   add_signed_line      isum + 16 columns x 4 of signed codes . a[4], unsigned and at most 127
  *   ATTEND_ROWS          query vectors that attention computes together, and
  *   ATTEND_COLUMNS       vectors of sums for each of them: what the registers hold
- *   LEVEL_HAS_TILES      where it is defined, many rows go through tile registers
+ *   LEVEL_HAS_TILES      where it is defined, many rows, and all of bf16, go through tile registers
  *
  * and is compiled with that level's flags. Float operations are written out one by one, fused multiply-adds as such, and
  * compiled without contraction or fast-math: what the bits are does not depend on the compiler. */
@@ -43,6 +43,9 @@ const KernelTable NAMED(kernels) = {
             [FORMAT_Q8] = NAMED(matmul_q8_64x16),
             [FORMAT_Q4] = NAMED(matmul_q4_64x16),
         },
+#ifdef LEVEL_HAS_TILES
+    .split = NAMED(split_rows),
+#endif
     .rms_norm = NAMED(rms_norm),
     .quantize = NAMED(quantize),
     .store_kv =
@@ -64,7 +67,7 @@ const KernelTable NAMED(kernels) = {
     .peak =
         {
             [FORMAT_F32] = NAMED(peak_float),
-            [FORMAT_BF16] = NAMED(peak_float),
+            [FORMAT_BF16] = NAMED(peak_bf16),
             [FORMAT_Q8] = NAMED(peak_int8),
             [FORMAT_Q4] = NAMED(peak_int8),
         },

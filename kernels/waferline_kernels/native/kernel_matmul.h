@@ -236,9 +236,13 @@ static void NAMED(matmul_f32_64x16)(const Matmul *m) {
     matmul(m, FORMAT_F32);
 }
 
+#ifdef LEVEL_HAS_TILES
+#include "kernel_bf16.h"
+#else
 static void NAMED(matmul_bf16_64x16)(const Matmul *m) {
     matmul(m, FORMAT_BF16);
 }
+#endif
 
 static void NAMED(matmul_q8_64x16)(const Matmul *m) {
     matmul(m, FORMAT_Q8);

@@ -14,9 +14,9 @@ enum { PEAK_CHAINS = LANES == 16 ? 12 : LEVEL_MAX_ROWS };
 #define FORGET(memory) __asm__ volatile("" : : "r"(memory) : "memory")
 
 #ifdef LEVEL_HAS_TILES
-static int64_t NAMED(peak_int8)(int64_t macs) {
+static void load_peak_operands(void) {
     int8_t operands[TILE_BYTES] = {0};
-    int64_t done = 0;
+    FORGET(operands);
     configure_tiles(TILE_ROWS);
     _tile_zero(0);
     _tile_zero(1);
@@ -26,11 +26,30 @@ static int64_t NAMED(peak_int8)(int64_t macs) {
     _tile_loadd(5, operands, LINE_BYTES);
     _tile_loadd(6, operands, LINE_BYTES);
     _tile_loadd(7, operands, LINE_BYTES);
+}
+
+static int64_t NAMED(peak_int8)(int64_t macs) {
+    int64_t done = 0;
+    load_peak_operands();
     for (; done < macs; done += 4 * TILE_ROWS * TILE_N * TILE_K) {
         _tile_dpbssd(0, 4, 6);
         _tile_dpbssd(1, 4, 7);
         _tile_dpbssd(2, 5, 6);
         _tile_dpbssd(3, 5, 7);
+    }
+    _tile_release();
+    return done;
+}
+
+/* A multiply-add is of a weight and an activation's two halves. */
+static int64_t NAMED(peak_bf16)(int64_t macs) {
+    int64_t done = 0;
+    load_peak_operands();
+    for (; done < macs; done += 2 * TILE_ROWS * TILE_N * SPLIT_K) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
     }
     _tile_release();
     return done;
@@ -58,7 +77,7 @@ static int64_t NAMED(peak_int8)(int64_t macs) {
 }
 #endif
 
-static int64_t NAMED(peak_float)(int64_t macs) {
+INLINE int64_t peak_of_floats(int64_t macs, const int format) {
     float line[TILE_N] = {0}, x[PEAK_CHAINS] = {0};
     FORGET(line);
     const Float16 weights = load16(line);
@@ -77,5 +96,15 @@ static int64_t NAMED(peak_float)(int64_t macs) {
     FORGET(&sink);
     return done;
 }
+
+static int64_t NAMED(peak_float)(int64_t macs) {
+    return peak_of_floats(macs, FORMAT_F32);
+}
+
+#ifndef LEVEL_HAS_TILES
+static int64_t NAMED(peak_bf16)(int64_t macs) {
+    return peak_of_floats(macs, FORMAT_BF16);
+}
+#endif
 
 #endif

@@ -1,8 +1,8 @@
 /* The kernel table: what one instruction-set level provides. Dispatch, tests and microbenchmarks read it.
  *
  * Rows of float32 buffers are padded with zeros to whole vectors of 16, so a kernel may read and write them whole. Float
- * operations are the same, in the same order, whatever the number of rows and on every level, but that base has no fused
- * multiply-add: the other levels give the same bits. */
+ * operations are the same, in the same order, whatever the number of rows. They are so on avx2, avx512 and amx, but that amx
+ * has orders of its own for weights, keys and values in bf16; base has no fused multiply-add. */
 #ifndef WAFERLINE_KERNELS_H
 #define WAFERLINE_KERNELS_H
 
@@ -26,14 +26,26 @@ typedef struct {
     const float *x; /* [rows][x_stride], for float formats */
     int64_t x_stride;
     QuantizedRows act;
-    uint8_t *scratch;  /* [SCRATCH_BYTES(k)], the worker's own */
+    const uint8_t *halves; /* x as `split` makes it, for bf16 where the level has that */
+    uint8_t *scratch;  /* [scratch_bytes(k)], the worker's own */
     const float *bias; /* [16 * strips] or NULL */
     float *dst;        /* [rows][dst_stride] */
     int64_t dst_stride;
 } Matmul;
 
-/* Two strips unpacked to int8 [group][128 / 4][16][4], and their scales as float32 [group][16]. */
-#define SCRATCH_BYTES(k) (2 * round_up(k, GROUP) / GROUP * (GROUP * TILE_N + 4 * TILE_N))
+/* Tiles of 16 rows and strips whose sums a matmul of bf16 through tile registers keeps while it goes along K. */
+enum { BF16_ROW_TILES = 16, BF16_STRIPS = 32, BF16_SUMS_BYTES = BF16_ROW_TILES * BF16_STRIPS * 16 * TILE_N * 4 };
+
+/* Room for those, or for two strips unpacked to int8 [group][128 / 4][16][4] and their scales as float32 [group][16]. */
+static inline int64_t scratch_bytes(int64_t k) {
+    const int64_t unpacked = 2 * round_up(k, GROUP) / GROUP * (GROUP * TILE_N + 4 * TILE_N);
+    return unpacked > BF16_SUMS_BYTES ? unpacked : BF16_SUMS_BYTES;
+}
+
+/* Rows of `split`: two halves of two bytes each. */
+static inline int64_t split_bytes(int64_t rows, int64_t k) {
+    return round_up(rows, 16) * 2 * 2 * round_up(k, 32);
+}
 
 /* A worker's weights beyond this are taken to come from farther than its core's L2. */
 enum { MOST_RESIDENT_BYTES = 3 << 20 };
@@ -85,6 +97,9 @@ static inline int64_t attend_scratch_floats(int32_t head_dim) {
 typedef struct {
     const char *level;
     void (*matmul[4])(const Matmul *); /* by the weights' format */
+    /* rows begin .. end - 1 of m->x -> halves[split_bytes(rows, k)], which its matmul with weights in bf16 reads; NULL where
+     * the level multiplies float32 by them */
+    void (*split)(const Matmul *m, int32_t begin, int32_t end, uint8_t *halves);
     /* y[k] = x[k] / sqrt(mean(x^2) + eps) * gain[k] */
     void (*rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y);
     /* one row: x[k] -> codes[k], scales[groups], sums[groups][SUBGROUPS] */

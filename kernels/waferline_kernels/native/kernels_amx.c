@@ -1,4 +1,4 @@
-/* amx (Sapphire Rapids 2023): avx512, and for many rows of quantised weights the tile registers. */
+/* amx (Sapphire Rapids 2023): avx512, and the tile registers for many rows of quantised weights, and for weights in bf16. */
 #define LEVEL amx
 #define LEVEL_NAME "amx"
 #define LEVEL_MAX_ROWS 8
