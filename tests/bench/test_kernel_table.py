@@ -10,7 +10,7 @@ from waferline.bench.probes import kernel_error, timed_attention, timed_matmul
 from waferline.fabric.host import CacheLevel, Host
 from waferline_kernels.kernel_table import Kernel, kernel_table
 from waferline_kernels.kv_cache import KV_BF16, KV_FORMATS, KV_INT8
-from waferline_kernels.tiles import FORMATS, Q8
+from waferline_kernels.tiles import BF16, FORMATS, Q8
 
 TABLE = kernel_table()
 ROUNDING = {KV_BF16: 2e-3, KV_INT8: 1e-2}  # of keys and values, where a sum's last bit moves one by a step
@@ -20,7 +20,9 @@ ROUNDING = {KV_BF16: 2e-3, KV_INT8: 1e-2}  # of keys and values, where a sum's l
 def test_each_kernel_in_the_table_is_held_to_the_reference(kernel: Kernel) -> None:
     is_exact = kernel.operation in ("quantize", "argmax") or (kernel.format is not None and kernel.format.is_quantized)
     error = kernel_error(kernel)
-    assert error == 0 if is_exact else 0 <= error < ROUNDING.get(kernel.kv_format, 2e-6)
+    splits_activations = kernel.format is BF16 and kernel.target == "amx"
+    bound = 1e-5 if splits_activations else ROUNDING.get(kernel.kv_format, 2e-6)
+    assert error == 0 if is_exact else 0 <= error < bound
 
 
 def test_the_table_has_every_format_on_every_level() -> None:

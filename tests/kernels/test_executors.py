@@ -16,7 +16,7 @@ from waferline_kernels.executor import Executor, StopReason
 from waferline_kernels.program import Dims, Program
 from waferline_kernels.ring import Finish
 from waferline_kernels.sequences import SPAN
-from waferline_kernels.tiles import BF16, F32, Q4, Q8, TileFormat
+from waferline_kernels.tiles import BF16, FORMATS, Q8, TileFormat
 
 FORMATS = [F32, BF16, Q8, Q4]
 SHAPES = [
@@ -57,7 +57,7 @@ def logits_of(executor: Executor, program: Program, count: int) -> np.ndarray:
 @pytest.mark.parametrize("format", FORMATS, ids=lambda f: f.name)
 @pytest.mark.parametrize("shape", [(16, 64), (17, 4), (5, 3), (48, 130), (33, 257), (100, 61)])
 def test_a_matmul_equals_numpy(target: str, format: TileFormat, shape: tuple[int, int]) -> None:
-    """q8 to the bit, for any number of rows and threads; f32 to rounding."""
+    """q8 and q4 to the bit, for any number of rows and threads; f32 and bf16 to rounding."""
     n, k = shape
     model = matmul_program(n, k, format)
     for rows, threads in ((1, 1), (2, 2), (7, 1), (13, 2), (35, 1), (63, 2)):
@@ -70,7 +70,8 @@ def test_a_matmul_equals_numpy(target: str, format: TileFormat, shape: tuple[int
         if format.is_quantized:
             assert (results[0] == results[1]).all()
         else:
-            np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-4)
+            # amx splits the activations of bf16 in two bfloat16
+            np.testing.assert_allclose(results[0], results[1], rtol=0, atol=2e-4 if format is BF16 else 1e-4)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda f: f.name)
@@ -128,6 +129,8 @@ def test_native_levels_with_fused_multiply_add_agree_to_the_bit(format: TileForm
     model = random_program(TINY, format)
     results = []
     for level in FUSED_LEVELS:
+        if format is BF16 and level == "amx":
+            continue  # the order of its sums is the tile unit's
         with executor_of(f"native-{level}", model) as executor:
             fill_slot(executor, 0, [(i * 3) % TINY.vocab for i in range(40)])
             executor.run(model[0], spans((0, 0, 40, 40)), 1)

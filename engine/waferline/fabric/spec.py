@@ -22,6 +22,7 @@ from .curve import FOOTPRINTS, BandwidthCurve, measure_curve
 from .host import CacheLevel, probe_host
 
 FABRICS = ("host", "wse3")
+PROBE_VERSION = 2  # raised when other kernels make a host's measured figures stale
 MEMORY_SHARE = 1 / 8  # of the machine's memory, that the largest footprint may take
 
 # What each thread of a usual machine reaches: bytes a second from its own cache and from memory, multiply-adds a second.
@@ -141,6 +142,7 @@ def _read_probe(threads: int) -> _Probe | None:
 def _probe_path(threads: int) -> Path:
     """One file for each host, number of threads and way of measuring."""
     key = {
+        "version": PROBE_VERSION,
         "host": platform.node(),
         "processor": processor_name(),
         "caches": [asdict(level) for level in probe_host().caches],
