@@ -1,9 +1,10 @@
-/* Weights in bf16 through AMX's tile registers, for any number of rows: tdpbf16ps, 16 x 16 x 32 multiply-adds in 16 cycles.
+/* Weights in bf16 through AMX's tile registers, for any number of rows: tdpbf16ps, 16 x 16 x 32 multiply-adds in 16
+ * cycles.
  *
- * It takes activations in bf16 too, so each is split in two, the nearest bf16 and that of what is left, which go one after
- * the other into the same sum: what is lost is at most 2^-16 of an activation. An instruction takes its 16 cycles
- * however few rows there are, and 1 KiB of weights in 32 cycles is more than any cache but L1 gives, so that one row goes the
- * same way as many.
+ * It takes activations in bf16 too, so each is split in two, the nearest bf16 and that of what is left, which go one
+ * after the other into the same sum: what is lost is at most 2^-16 of an activation. An instruction takes its 16 cycles
+ * however few rows there are, and 1 KiB of weights in 32 cycles is more than L3 gives, so that one row goes the same way
+ * as many.
  *
  * A sum's order: of 32 K times the upper halves, those of even and those of odd K in a chain each, fused and without
  * denormals; both added, and that to the sum so far; then the same of the lower halves; then the next 32 K. It depends
