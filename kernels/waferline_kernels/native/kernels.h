@@ -97,8 +97,8 @@ static inline int64_t attend_scratch_floats(int32_t head_dim) {
 typedef struct {
     const char *level;
     void (*matmul[4])(const Matmul *); /* by the weights' format */
-    /* rows begin .. end - 1 of m->x -> halves[split_bytes(rows, k)], which its matmul with weights in bf16 reads; NULL where
-     * the level multiplies float32 by them */
+    /* rows begin .. end - 1 of m->x -> halves[split_bytes(rows, k)], which the matmul of bf16 reads; NULL where the level
+     * takes the rows as they are */
     void (*split)(const Matmul *m, int32_t begin, int32_t end, uint8_t *halves);
     /* y[k] = x[k] / sqrt(mean(x^2) + eps) * gain[k] */
     void (*rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y);
