@@ -91,3 +91,13 @@ def test_what_follows_a_short_strip_is_not_read_as_weights() -> None:
     products = amx_products(program, weights, 3, 3)
     assert (products[:, :16] == expected[:, :16]).all()
     assert np.isnan(products[:, 16:]).all()
+
+
+def test_a_step_may_want_no_logits() -> None:
+    program, weights = matmul_program(16, 32, BF16)
+    executor = make_executor("native-amx", program, even_placement(program, 1), weights, make_limits())
+    try:
+        fill_slot(executor, 0, [1, 2, 3])
+        assert executor.run(program, np.array([(0, 0, 2, 0)], SPAN), 1).num_steps == 1
+    finally:
+        executor.close()

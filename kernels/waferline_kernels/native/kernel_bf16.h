@@ -156,6 +156,7 @@ static void NAMED(matmul_bf16_64x16)(const Matmul *m) {
     Bf16Matmul p = plan_bf16(m);
     const int is_sweep = p.row_tiles <= 2, blocks = is_sweep ? 1 : (p.k_tiles + BLOCK_TILES - 1) / BLOCK_TILES;
     const int block_tiles = (p.k_tiles + blocks - 1) / blocks;
+    if (m->rows == 0) return; /* no logits are wanted; tiles cannot be configured without rows */
     configure_tiles(p.tile_rows);
     for (int t = 0; t < p.row_tiles; t += BF16_ROW_TILES) {
         const int last = t + BF16_ROW_TILES < p.row_tiles ? t + BF16_ROW_TILES : p.row_tiles, pairs = (last - t + 1) / 2;
