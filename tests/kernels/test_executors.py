@@ -16,7 +16,7 @@ from waferline_kernels.executor import Executor, StopReason
 from waferline_kernels.program import Dims, Program
 from waferline_kernels.ring import Finish
 from waferline_kernels.sequences import SPAN
-from waferline_kernels.tiles import BF16, FORMATS, Q8, TileFormat
+from waferline_kernels.tiles import BF16, F32, Q4, Q8, TileFormat
 
 FORMATS = [F32, BF16, Q8, Q4]
 SHAPES = [
