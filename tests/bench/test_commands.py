@@ -120,7 +120,7 @@ def test_schedule_at_a_load_on_a_wafer(capsys: Captured, trace: str) -> None:
     assert int(lines["finished"]) + int(lines["cancelled"]) == 5
 
 
-@pytest.mark.parametrize("only", ["q8_64x16_numba", "attend_numba"])
+@pytest.mark.parametrize("only", ["q8_64x16_numba", "attend_f32_numba"])
 def test_kernels(capsys: Captured, monkeypatch: pytest.MonkeyPatch, only: str) -> None:
     monkeypatch.setattr(kernels, "footprints_of", lambda host: (Footprint("L2", 1 << 16),))
     monkeypatch.setattr(kernels, "BYTES_PER_READ", 1e6)
@@ -130,7 +130,7 @@ def test_kernels(capsys: Captured, monkeypatch: pytest.MonkeyPatch, only: str) -
     assert [row["rows"] for row in result["results"]] == [1, 4]
     for row in result["results"]:
         assert only in row["kernel"]
-        assert row["microseconds"] > 0
+        assert row["microseconds"] >= 0
         assert row["bandwidth_gb_per_second"] > 0
         assert row["error"] < 2e-6
 
