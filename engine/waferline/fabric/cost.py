@@ -25,6 +25,7 @@ from .spec import FabricSpec
 PARTS = ("sweep", "compute", "attend", "rest")
 """Of a step: sweeping the weights, the arithmetic of matmuls, attention, and all the rest."""
 DOUBT = 1.5  # of a factor's logarithm (standard deviation), before anything was measured
+FIRST_DOUBT = np.eye(len(PARTS)) * DOUBT**2  # covariance of the factors' logarithms
 NOISE = 0.05  # of a step's logarithm: what no factor explains
 FORGETTING = 1e-4  # the share of the first doubt that comes back with each step
 SURPRISED_FORGETTING = 0.02  # the same with a step that was off by more than LARGEST_SURPRISE
@@ -112,7 +113,7 @@ class CostModel:
         self._costs = [self._cost(instruction, fabric) for instruction in program.instructions]
         self._sums = _sum_alike(self._costs)
         self._factors = [1.0] * len(PARTS)
-        self._doubt = np.eye(len(PARTS)) * DOUBT**2  # covariance of the factors' logarithms
+        self._doubt = FIRST_DOUBT.copy()
 
     @property
     def factors(self) -> dict[str, float]:
@@ -143,18 +144,18 @@ class CostModel:
         filter over the factors' logarithms. Raises ValueError for no positive time."""
         if not measured_ms > 0:
             raise ValueError(f"measured_ms: {measured_ms}, expected more than 0")
-        parts = np.array(self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens)))
-        predicted = parts.sum()
-        shares = parts / predicted  # by which the logarithm of the step follows those of the factors
+        parts = self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens))
+        predicted = sum(parts)
+        shares = np.array(parts) / predicted  # by which the logarithm of the step follows those of the factors
         blame = self._doubt @ shares
         variance = shares @ blame + NOISE**2
         limit = LARGEST_SURPRISE * math.sqrt(variance)
         surprise = math.log(measured_ms / (1e3 * predicted))
         gain = blame / variance
-        self._doubt -= np.outer(gain, blame)
+        self._doubt -= gain[:, None] * blame
         self._factors = (self._factors * np.exp(gain * min(max(surprise, -limit), limit))).tolist()
         forgetting = FORGETTING if abs(surprise) <= limit else SURPRISED_FORGETTING
-        self._doubt += forgetting * (np.eye(len(PARTS)) * DOUBT**2 - self._doubt)
+        self._doubt += forgetting * (FIRST_DOUBT - self._doubt)
 
     def predict(self, shape: StepShape) -> list[Prediction]:
         """What each instruction of the program takes, by the fabric's figures alone, without what was learnt."""
