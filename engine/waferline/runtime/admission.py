@@ -9,7 +9,7 @@ takes at least t/R steps, and, as C*n/m completions end in n steps, at least k*m
     time = max(t/R, k*m/C) * (a step of D rows) + t * (what one more row of a prompt takes)
 
 With the cost model's 5 ms for a step of 8 rows, 0.1 ms a row, R = 256 and free slots, 2,000 tokens ahead take
-2000/256 * 5 + 2000 * 0.1 = 239 ms. ``m`` is learnt from the completions that end; before the first one it counts as 0.
+2000/256 * 5 + 2000 * 0.1 = 239 ms. ``m`` are the tokens that all completions together generate from one end to the next.
 Prompts count in full although part of them may be found in the prefix cache: a prediction errs to the long side.
 """
 
@@ -26,7 +26,9 @@ from ..fabric.cost import CostModel
 from .errors import OVERLOADED, RequestFailed
 from .request import Request
 from .scheduler import Scheduler
+from .step_builder import PLANNED_SHARE
 
+MARGIN = 1.5  # over what is predicted: requests keep to max_ttft_ms, and not only their mean
 OUTPUT_TOKENS_RATE = 1 / 32  # by which the average length of completions follows, after as many
 
 
@@ -76,7 +78,7 @@ class Admission:
         self._limits = limits
         self._cost_model = cost_model
         self._itl_target_ms = itl_target_ms
-        self._num_ended = 0
+        self._num_ended = self._num_generated = 0
         self._arriving: set[Request] = set()
 
     def check(self, request: Request) -> None:
@@ -92,11 +94,13 @@ class Admission:
         """The scheduler has been told of ``request``, or will never be."""
         self._arriving.discard(request)
 
-    def ended(self, num_output_tokens: int) -> None:
-        """Learn from a completion that has ended with so many tokens."""
+    def ended(self, num_generated: int) -> None:
+        """Learn from a completion that has ended when ``num_generated`` tokens of all had been generated. Those since the
+        last end count, whosever they are: completions that have ended so far are the short ones among those at hand."""
         self._num_ended += 1
         rate = max(OUTPUT_TOKENS_RATE, 1 / self._num_ended)
-        self.num_output_tokens += rate * (num_output_tokens - self.num_output_tokens)
+        self.num_output_tokens += rate * (num_generated - self._num_generated - self.num_output_tokens)
+        self._num_generated = num_generated
 
     def predict_ttft_ms(self, request: Request) -> float:
         """Milliseconds until the first token of ``request``, were it taken now."""
@@ -123,9 +127,11 @@ class Admission:
 
     def _check_ttft(self, request: Request, max_ttft_ms: float) -> None:
         ahead, own = self._predict(request)
-        if ahead > 0 and ahead + own > max_ttft_ms:
-            later = ahead - max(0.0, max_ttft_ms - own)
-            raise _overloaded(f"max_ttft_ms: {ahead + own:.0f} are predicted, expected at most {max_ttft_ms:g}", later)
+        is_idle = ahead == 0 and not self._scheduler.num_running
+        predicted = MARGIN * (ahead + own)
+        if not is_idle and predicted > max_ttft_ms:
+            later = ahead + own - max_ttft_ms / MARGIN
+            raise _overloaded(f"max_ttft_ms: {predicted:.0f} are predicted, expected at most {max_ttft_ms:g}", later)
 
     def _predict(self, request: Request) -> tuple[float, float]:
         """Milliseconds for what is ahead of ``request``, and for its own prompt."""
@@ -151,10 +157,12 @@ class Admission:
         step = predict(decoding, context, decoding)
         full_step = predict(decoding + int(room), context + int(room * prompt_tokens / 2), decoding)
         row = max(0.0, full_step - step) / int(room)
-        if self._itl_target_ms is not None and full_step > self._itl_target_ms and row > 0:
-            room = max(1.0, (self._itl_target_ms - step) / row)
+        if self._itl_target_ms is not None and row > 0:
+            room = min(room, max(1.0, (PLANNED_SHARE * self._itl_target_ms - step) / row))
         num_concurrent = decoding if self._scheduler.is_out_of_blocks else self._limits.max_num_seqs
-        num_steps = max(num_tokens / room, turns * self.num_output_tokens / num_concurrent)
+        # Before the first completion ends, all that has been generated counts as one.
+        length = self.num_output_tokens if self._num_ended else sum(sequence.num_output_tokens for sequence in running)
+        num_steps = max(num_tokens / room, turns * length / num_concurrent)
         return num_steps * step + num_tokens * row
 
     def _num_free_slots(self) -> int:

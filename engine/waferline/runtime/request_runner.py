@@ -201,7 +201,8 @@ class RequestRunner:
     def _finish(self, sequence: Sequence, reason: str, outputs: list[EngineOutput]) -> None:
         """End ``sequence``, and with the last of its request the request."""
         self._scheduler.finish(sequence, reason)
-        self.admission.ended(sequence.num_output_tokens)
+        if sequence.is_running:
+            self.admission.ended(self.num_output_tokens)
         if sequence.gathered:
             outputs.append(join_deltas(sequence.gathered))
         self.finish_reasons[reason] += 1
