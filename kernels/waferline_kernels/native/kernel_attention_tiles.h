@@ -1,5 +1,5 @@
-/* Attention over bf16 keys and values in tile registers, whatever the number of rows: lines of a KV tile, [K / 2][16][2], are
- * a register's as they lie.
+/* Attention over bf16 keys and values in tile registers, whatever the number of rows, where heads have 32 elements and more:
+ * lines of a KV tile, [K / 2][16][2], are a register's as they lie.
  *
  * Queries and weights are split into two bfloat16, high + low, which keeps 16 of float32's 24 bits; products with keys and values
  * are then exact, and tdpbf16ps adds them up in float32, even and odd K apart. Sixteen vectors times four registers of
@@ -156,7 +156,14 @@ static void NAMED(soften_halves)(const Scratch *s) {
     }
 }
 
+/* Heads of fewer elements leave most of a register of queries empty, and are done before it is configured. */
+enum { SMALLEST_TILED_HEAD = 32 };
+
 static void NAMED(attend_bf16)(const Attention *t) {
+    if (t->head_dim < SMALLEST_TILED_HEAD) {
+        NAMED(attend_floats)(t, KV_BF16);
+        return;
+    }
     Scratch s = begin_attention(t);
     split_queries(t, &s);
     configure_attention_tiles(s.vectors);
