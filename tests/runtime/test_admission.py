@@ -182,11 +182,13 @@ def test_urgent_requests_are_let_in_where_others_are_not() -> None:
     bench.refusal(make_request(prompt_of(50, 600), 2))
     bench.accept(make_request(prompt_of(50, 600), 2, priority=-1))
     bench.accept(make_request(prompt_of(51, 300), 2, tenant="another"))  # whose turn is next
+    assert len(bench.scheduler.waiting) == 29
 
 
 def test_an_idle_engine_takes_what_no_bound_would_allow() -> None:
     bench = Bench(seqs=2, max_waiting_requests=0, max_waiting_tokens=0, max_ttft_ms=0.001)
     bench.accept(make_request(prompt_of(0, 2000), 10, n=5))
+    assert len(bench.scheduler.waiting) == 5
 
 
 def test_slots_without_blocks_are_not_free() -> None:
