@@ -131,6 +131,7 @@ def test_no_waiting_at_all_can_be_asked_for() -> None:
     bench.refusal(make_request([2], 10))
     bench.step()
     bench.refusal(make_request([2], 10))
+    assert (bench.scheduler.num_running, len(bench.scheduler.waiting)) == (2, 0)
 
 
 def test_what_has_been_let_in_counts_before_the_scheduler_knows_of_it() -> None:

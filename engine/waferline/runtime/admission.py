@@ -28,7 +28,9 @@ from .request import Request
 from .scheduler import Scheduler
 from .step_builder import PLANNED_SHARE
 
-MARGIN = 1.5  # over what is predicted: requests keep to max_ttft_ms, and not only their mean
+# Over what is predicted, so that most requests keep to max_ttft_ms and not their mean alone: of 1, 1.25 and 1.5, tried on a
+# simulated overload of one trace, the one with which 95 of 100 kept to 1.2 s and to 3 s.
+MARGIN = 1.5
 OUTPUT_TOKENS_RATE = 1 / 32  # by which the average length of completions follows, after as many
 
 
