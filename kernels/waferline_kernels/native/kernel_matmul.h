@@ -17,109 +17,146 @@ INLINE void prefetch_ahead(const uint8_t *line, const int is_streamed) {
     if (is_streamed) __builtin_prefetch(line + STREAM_PREFETCH_BYTES, 0, 2);
 }
 
-/* isum[rows] = the exact sums over one group of q8, `lines` lines. A single row keeps four of them, so that the dot
+/* Two strips are multiplied together where a single row stays within L2: they share the loads of activations, and the
+ * processor's own prefetching is enough there. */
+INLINE void prefetch_for(const uint8_t *line, const int strips, const int is_streamed) {
+    if (strips == 1) prefetch_ahead(line, is_streamed);
+}
+
+/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
  * product's latency does not bound it. */
-INLINE void q8_sums(const uint8_t *lines, int num_lines, const int8_t *a, int64_t stride, const int32_t *sums,
-                    int64_t sums_stride, const int rows, const int is_streamed, Int16 *isum) {
-    const int chains = rows == 1 ? SUBGROUPS : 1;
+INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const int8_t *a, int64_t stride,
+                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int is_streamed,
+                    Int16 *isum) {
+    const int width = strips * rows, chains = width < 4 ? 4 / width : 1;
+    Int16 dot[LEVEL_MAX_ROWS + 4]; /* [chains][strips][rows] */
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) {
-        const int32_t *of_row = sums + r * sums_stride; /* [SUBGROUPS] */
-        if (rows > 1) isum[r] = splat16_int(-Q8_OFFSET * (of_row[0] + of_row[1] + of_row[2] + of_row[3]));
+    for (int n = 0; n < chains * width; n++) {
+        const int32_t *of_row = sums + n % rows * sums_stride; /* [SUBGROUPS] */
+        dot[n] = splat16_int(n < width ? -Q8_OFFSET * (of_row[0] + of_row[1] + of_row[2] + of_row[3]) : 0);
     }
-#pragma GCC unroll 4
-    for (int c = 0; rows == 1 && c < chains; c++) isum[c] = splat16_int(-Q8_OFFSET * sums[c]);
     int line = 0;
-    for (; chains > 1 && line + chains <= num_lines; line += chains) {
 #pragma GCC unroll 4
-        for (int c = 0; c < chains; c++) {
-            const uint8_t *codes = lines + (line + c) * LINE_BYTES;
-            prefetch_ahead(codes, is_streamed);
-            isum[c] = add_line(isum[c], load_q8(codes), a + (line + c) * Q8_LINE_K);
+    for (; line + chains <= num_lines; line += chains)
+#pragma GCC unroll 8
+        for (int n = 0; n < chains * strips; n++) {
+            const int at = line + n / strips;
+            const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
+            const Line weights = load_q8(codes);
+            prefetch_for(codes, strips, is_streamed);
+#pragma GCC unroll 8
+            for (int r = 0; r < rows; r++)
+                dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q8_LINE_K);
         }
-    }
-    for (; line < num_lines; line++) {
-        const Line weights = load_q8(lines + line * LINE_BYTES);
-        prefetch_ahead(lines + line * LINE_BYTES, is_streamed);
+    for (; chains > 1 && line < num_lines; line++)
+#pragma GCC unroll 2
+        for (int n = 0; n < width; n++) {
+            const Line weights = load_q8(lines + n / rows * strip_bytes + line * LINE_BYTES);
+            dot[n] = add_line(dot[n], weights, a + n % rows * stride + line * Q8_LINE_K);
+        }
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) isum[r] = add_line(isum[r], weights, a + r * stride + line * Q8_LINE_K);
+    for (int n = 0; n < width; n++) {
+        isum[n] = dot[n];
+#pragma GCC unroll 4
+        for (int c = 1; c < chains; c++) EACH(p) isum[n].v[p] += dot[c * width + n].v[p];
     }
-    if (chains > 1) EACH(p) isum[0].v[p] += isum[1].v[p] + isum[2].v[p] + isum[3].v[p];
 }
 
-/* isum[rows] += subscales * the exact sums over one subgroup of q4, `num_lines` lines. High codes first, as they lie in their
- * bytes: shifting their sum once costs less than shifting every line. */
-INLINE void add_q4_subgroup(const uint8_t *lines, const int num_lines, Int16 subscales, const int8_t *a, int64_t stride,
-                            const int32_t *sums, int64_t sums_stride, const int rows, const int is_streamed, Int16 *isum) {
-    Int16 dot[LEVEL_MAX_ROWS];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) dot[r] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[r * sums_stride]);
+/* dot[subgroups][strips][rows] += lines . activations, over the high or the low codes of subgroups of q4 from `subgroup`
+ * on. */
+INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup,
+                        const int subgroups, const int8_t *a, int64_t stride, const int rows, const int strips,
+                        const int is_high, const int is_streamed, Int16 *dot) {
+    enum { FULL = SUBGROUP / Q4_LINE_K };
 #pragma GCC unroll 4
-    for (int line = 0; line < num_lines; line++) {
-        const Line high = load_q4_high(lines + line * LINE_BYTES);
-        prefetch_ahead(lines + line * LINE_BYTES, is_streamed);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) dot[r] = add_line(dot[r], high, a + r * stride + line * Q4_LINE_K + 4);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) EACH(p) dot[r].v[p] = dot[r].v[p] >> Q4_HIGH_SHIFT;
+    for (int line = 0; line < FULL; line++)
 #pragma GCC unroll 4
-    for (int line = 0; line < num_lines; line++) {
-        const Line low = load_q4_low(lines + line * LINE_BYTES);
+        for (int n = 0; n < subgroups * strips; n++) {
+            const int at = (subgroup + n / strips) * FULL + line;
+            if (at >= num_lines) break;
+            const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
+            const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
+            if (is_high) prefetch_for(codes, strips, is_streamed);
 #pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) dot[r] = add_line(dot[r], low, a + r * stride + line * Q4_LINE_K);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) isum[r] = add_scaled(isum[r], dot[r], subscales);
+            for (int r = 0; r < rows; r++)
+                dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
+        }
 }
 
-/* One strip, `rows` rows from `row`: y[rows] = act . weights. What is const is constant where this is inlined. */
-INLINE void quantized_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
-                            const int is_streamed, Float16 *y) {
+/* isum[strips][rows] = the exact sums over one group of q4, `num_lines` lines, codes times subscales. High codes first, as
+ * they lie in their bytes: shifting their sum once costs less than shifting every line. A single row takes two subgroups
+ * together, so that latency does not bound it. */
+INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const int8_t *a, int64_t stride,
+                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int is_streamed,
+                    Int16 *isum) {
+    const int together = rows == 1 ? 2 : 1, width = strips * rows;
+    const uint8_t *lines = scale_line + LINE_BYTES;
+    Int16 subscales[2][SUBGROUPS], dot[LEVEL_MAX_ROWS + 2]; /* dot[together][strips][rows] */
+#pragma GCC unroll 2
+    for (int j = 0; j < strips; j++) load_subscales(scale_line + j * strip_bytes, subscales[j]);
+#pragma GCC unroll 8
+    for (int n = 0; n < width; n++) isum[n] = splat16_int(0);
+#pragma GCC unroll 4
+    for (int s = 0; s < SUBGROUPS; s += together) {
+#pragma GCC unroll 8
+        for (int n = 0; n < together * width; n++)
+            dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s + n / width]);
+        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, is_streamed, dot);
+#pragma GCC unroll 8
+        for (int n = 0; n < together * width; n++) EACH(p) dot[n].v[p] = dot[n].v[p] >> Q4_HIGH_SHIFT;
+        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, is_streamed, dot);
+#pragma GCC unroll 8
+        for (int n = 0; n < together * width; n++)
+            isum[n % width] = add_scaled(isum[n % width], dot[n], subscales[n % width / rows][s + n / width]);
+    }
+}
+
+/* Of either format. */
+INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
+                       const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format, const int is_streamed,
+                       Int16 *isum) {
+    const int64_t stride = m->act.codes_stride, sums_stride = m->act.groups_stride * SUBGROUPS;
+    if (format == FORMAT_Q8)
+        q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, is_streamed, isum);
+    else
+        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, is_streamed, isum);
+}
+
+/* `strips` strips from `strip`, `rows` rows from `row`: y[strips][rows] = act . weights. What is const is constant where
+ * this is inlined. */
+INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, const int rows, const int strips,
+                             const int format, const int is_streamed, Float16 *y) {
     const QuantizedRows *act = &m->act;
     const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
-    const int64_t sums_stride = act->groups_stride * SUBGROUPS;
+    const int64_t stride = act->codes_stride, sums_stride = act->groups_stride * SUBGROUPS;
     const uint8_t *lines = strip, *scale_line = strip;
-    const int8_t *a = act->codes + row * act->codes_stride;          /* [rows][codes_stride] */
+    const int8_t *a = act->codes + row * stride;                     /* [rows][stride] */
     const float *a_scales = act->scales + row * act->groups_stride;  /* [rows][groups_stride] */
     const int32_t *sums = act->sums + row * sums_stride;             /* [rows][sums_stride] */
 #pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) y[r] = splat16(0.0f);
+    for (int n = 0; n < strips * rows; n++) y[n] = splat16(0.0f);
     for (int left = m->k, g = 0; left > 0; left -= GROUP, g++) {
         const int num_lines = left < GROUP ? (left + line_k - 1) / line_k : full;
         if (format == FORMAT_Q4 || g % 2 == 0) {
             scale_line = lines;
-            prefetch_ahead(scale_line, is_streamed);
+            prefetch_for(scale_line, strips, is_streamed);
             lines += LINE_BYTES;
         }
-        Int16 isum[LEVEL_MAX_ROWS + SUBGROUPS];
-        if (format == FORMAT_Q8) {
-            q8_sums(lines, num_lines, a, act->codes_stride, sums, sums_stride, rows, is_streamed, isum);
-        } else {
-            enum { FULL = SUBGROUP / Q4_LINE_K };
-            Int16 subscales[SUBGROUPS];
-            load_subscales(scale_line, subscales);
+        Int16 isum[LEVEL_MAX_ROWS]; /* [strips][rows] */
+        if (num_lines == full)
+            group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, is_streamed, isum);
+        else
+            group_sums(m, lines, scale_line, num_lines, a, sums, rows, strips, format, is_streamed, isum);
+#pragma GCC unroll 2
+        for (int j = 0; j < strips; j++) {
+            const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
+            const Float16 scales = load_bfloat16(scale_line + at);
 #pragma GCC unroll 8
-            for (int r = 0; r < rows; r++) isum[r] = splat16_int(0);
-#pragma GCC unroll 4
-            for (int s = 0; s < SUBGROUPS; s++) {
-                const uint8_t *first = lines + s * FULL * LINE_BYTES;
-                const int8_t *codes = a + s * SUBGROUP;
-                const int rest = num_lines - s * FULL;
-                if (rest <= 0) break;
-                if (rest >= FULL)
-                    add_q4_subgroup(first, FULL, subscales[s], codes, act->codes_stride, sums + s, sums_stride, rows,
-                                    is_streamed, isum);
-                else
-                    add_q4_subgroup(first, rest, subscales[s], codes, act->codes_stride, sums + s, sums_stride, rows,
-                                    is_streamed, isum);
+            for (int r = 0; r < rows; r++) {
+                const float a_scale = a_scales[r * act->groups_stride + g];
+                const int n = j * rows + r;
+                EACH(p) y[n].v[p] = y[n].v[p] + __builtin_convertvector(isum[n].v[p], FloatV) * (scales.v[p] * a_scale);
             }
-        }
-        const Float16 scales = load_bfloat16(scale_line + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0));
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++) {
-            const float a_scale = a_scales[r * act->groups_stride + g];
-            EACH(p) y[r].v[p] = y[r].v[p] + __builtin_convertvector(isum[r].v[p], FloatV) * (scales.v[p] * a_scale);
         }
         lines += num_lines * LINE_BYTES;
         a += GROUP;
@@ -170,7 +207,7 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
 INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
                            const int is_streamed, Float16 *y) {
     if (format == FORMAT_Q8 || format == FORMAT_Q4)
-        quantized_strip(m, strip, row, rows, format, is_streamed, y);
+        quantized_strips(m, strip, row, rows, 1, format, is_streamed, y);
     else
         float_strip(m, strip, row, rows, format, y);
 }
@@ -201,6 +238,14 @@ INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const 
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
+/* Two strips, one row of quantised activations. */
+INLINE void finish_two_strips(const Matmul *m, int s, int row, const int format) {
+    Float16 y[2];
+    quantized_strips(m, m->strips + s * m->strip_bytes, row, 1, 2, format, 0, y);
+    finish_row(m, s, row, y[0], y[1]);
+    if (m->epilogue != EPILOGUE_SILU_MUL) finish_row(m, s + 1, row, y[1], y[1]);
+}
+
 #ifdef LEVEL_HAS_TILES
 #include "kernel_tiles.h"
 #endif
@@ -214,7 +259,10 @@ INLINE void matmul(const Matmul *m, const int format) {
     }
 #endif
     const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1;
-    for (int s = 0; s < m->count; s += step) {
+    int s = 0;
+    if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && !m->is_streamed)
+        for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, format);
+    for (; s < m->count; s += step) {
         int row = 0;
 #if LEVEL_MAX_ROWS >= 8
         for (; row + 8 <= m->rows; row += 8) finish_strip(m, s, row, 8, format, 0);

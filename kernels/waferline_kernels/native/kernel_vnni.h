@@ -24,18 +24,16 @@ INLINE Line load_q4_low(const uint8_t *codes) {
     return _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(15));
 }
 
-/* As int16 with 0 above, for vpdpwssd: a sum over 32 products of a code and an activation fits 16 bits too. */
+/* As int16 with 0 above, for vpdpwssd: a sum over 32 products of a code and an activation fits 16 bits too. vpermd looks
+ * at the low four bits of a lane alone. */
 INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {
-    const __m512i words = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(scale_line + 2 * TILE_N))); /* [2][16] */
-    const __m512i pairs = _mm512_and_si512(_mm512_or_si512(words, _mm512_slli_epi16(words, 4)), _mm512_set1_epi8(15));
-    const __m128i values = _mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8);
-    const __m512i bytes = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(values), pairs); /* int8 [2][16][2] */
-    const __m512i halves[2] = {_mm512_cvtepi8_epi16(_mm512_castsi512_si256(bytes)),
-                               _mm512_cvtepi8_epi16(_mm512_extracti64x4_epi64(bytes, 1))};
+    const __m512i values = _mm512_setr_epi32(0xFFF8, 0xFFF9, 0xFFFA, 0xFFFB, 0xFFFC, 0xFFFD, 0xFFFE, 0xFFFF, 1, 2, 3, 4, 5, 6,
+                                             7, 8);
 #pragma GCC unroll 2
     for (int h = 0; h < 2; h++) {
-        subscales[2 * h].v[0] = (IntV)_mm512_and_si512(halves[h], _mm512_set1_epi32(0xFFFF));
-        subscales[2 * h + 1].v[0] = (IntV)_mm512_srli_epi32(halves[h], 16);
+        const __m512i nibbles = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(scale_line + (2 + h) * TILE_N)));
+        subscales[2 * h].v[0] = (IntV)_mm512_permutexvar_epi32(nibbles, values);
+        subscales[2 * h + 1].v[0] = (IntV)_mm512_permutexvar_epi32(_mm512_srli_epi32(nibbles, 4), values);
     }
 }
 
