@@ -52,7 +52,7 @@ cdef extern from "kernels.h":
         void *read
         int (*pack[4])(const float *, int32_t, int32_t, uint8_t *) noexcept nogil
     const KernelTable kernels_base
-    int64_t scratch_bytes(int64_t)
+    int64_t scratch_bytes(int64_t, int64_t)
     int64_t split_bytes(int64_t, int64_t)
     enum: ARENA_SLACK, NUM_KV_FORMATS
     int64_t attend_scratch_floats(int32_t)
@@ -318,7 +318,7 @@ cdef class Core:
             e.workers[w].attention = <float *>self.keep(f"attention {w}", attention)
             e.workers[w].arena_bytes = arena_bytes[w]
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
-            scratch = aligned_zeros(scratch_bytes(largest_k), np.uint8)
+            scratch = aligned_zeros(scratch_bytes(e.limits.max_num_batched_tokens, largest_k), np.uint8)
             e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)
         e.kv = <uint8_t *>self.arena(e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
         self.set_sequences(sequences)

@@ -37,7 +37,7 @@ typedef struct {
     int64_t arena_bytes;
     Activations act; /* for the few rows that every worker prepares for itself */
     SampleScratch sample;
-    uint8_t *scratch; /* [scratch_bytes(the largest K)] of matmuls */
+    uint8_t *scratch; /* [scratch_bytes(most rows, the largest K)] of matmuls */
     int32_t *best; /* [max_num_logits] of its columns the one of each row's largest logit, -1: none above -infinity */
     float *attention; /* [attend_scratch_floats] */
 } Worker;

@@ -1,13 +1,15 @@
 /* Many rows through AMX's tile registers: a tile of a strip, int8 [64 / 4][16][4], is a register as it lies.
  *
  * Two tiles of rows times two strips, 64 K at a time: four loads feed four tdpbssd, each 16 x 16 x 64 multiply-adds in 16
- * cycles. After a group the four sums go through memory to become floats; that is done for one group while the tile unit
- * works on the next. Rows are spread evenly over tiles, so that one tile configuration serves a matmul. */
+ * cycles. After a group the four sums go through memory to become floats. The tile unit works meanwhile: a sum is stored
+ * only just before its register begins the next group, when the last product has long arrived, and with each of the next
+ * products half a tile of the group before is added. Rows are spread evenly over tiles, one or an even number of them, so
+ * that one tile configuration serves a matmul. */
 #ifndef WAFERLINE_KERNEL_TILES_H
 #define WAFERLINE_KERNEL_TILES_H
 
 enum { MIN_TILE_ROWS = 5, TILE_ROWS = 16, TILE_K = 64, TILE_BYTES = TILE_K * TILE_N, GROUP_BYTES = GROUP * TILE_N };
-enum { TILE_PREFETCH_BYTES = 4096 };
+enum { TILE_PREFETCH_BYTES = 4096, MOST_RESIDENT_CODES = 1 << 20 };
 
 /* The operand of ldtilecfg, palette 1. */
 typedef struct {
@@ -27,11 +29,16 @@ static void configure_tiles(int rows) {
     _tile_loadconfig(&config);
 }
 
-/* Two strips, or one, as the tile registers take them. */
+/* A matmul's rows in tiles. */
+typedef struct {
+    int tile_rows, tiles;
+    const float *scales; /* of the activations: [groups][tiles * tile_rows], zeros after the last row */
+} TileRows;
+
+/* Two strips as the tile registers take them; the second is the first again where there is none. */
 typedef struct {
     const uint8_t *strips[2];
-    int8_t *unpacked[2];    /* of q4: [groups][GROUP_BYTES], or where rows fit two tiles and pass once, [2][GROUP_BYTES] */
-    const float *scales[2]; /* [groups][16] */
+    int8_t *unpacked[2]; /* of q4: [groups][GROUP_BYTES], or where all rows pass at once, [2][GROUP_BYTES] */
 } TileStrips;
 
 /* Up to SUBGROUP K of q4, lines of codes [16][4] in halves, times their subscales: int8 [K / 4][16][4]. A code times a
@@ -55,177 +62,200 @@ INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, __m512i s
     }
 }
 
-/* Group g of a q4 strip, its codes times subscales: int8 [GROUP_BYTES]. */
-INLINE void unpack_group(const uint8_t *strip, int g, int k, int8_t *tiles) {
+/* Subgroup `sub` of group g of a q4 strip, its codes times subscales, into int8 [GROUP_BYTES]. */
+INLINE void unpack_group(const uint8_t *strip, int g, int sub, int k, int8_t *tiles) {
     enum { FULL = SUBGROUP / Q4_LINE_K };
     const uint8_t *scale_line = strip + g * (Q4_BLOCK_LINES + 1) * LINE_BYTES;
-    const int left = k - g * GROUP, num_lines = left < GROUP ? (left + Q4_LINE_K - 1) / Q4_LINE_K : Q4_BLOCK_LINES;
-    Int16 all_subscales[SUBGROUPS];
-    load_subscales(scale_line, all_subscales);
-    for (int s = 0; s < SUBGROUPS && s * FULL < num_lines; s++) {
-        const __m512i subscales = (__m512i)all_subscales[s].v[0];
-        const uint8_t *lines = scale_line + (1 + s * FULL) * LINE_BYTES;
-        if (num_lines - s * FULL >= FULL)
-            unpack_subgroup(lines, FULL, subscales, tiles + s * SUBGROUP * TILE_N);
-        else
-            unpack_subgroup(lines, num_lines - s * FULL, subscales, tiles + s * SUBGROUP * TILE_N);
-    }
+    const uint8_t *lines = scale_line + (1 + sub * FULL) * LINE_BYTES;
+    const int num_lines = (k - g * GROUP - sub * SUBGROUP + Q4_LINE_K - 1) / Q4_LINE_K;
+    Int16 subscales[SUBGROUPS];
+    load_subscales(scale_line, subscales);
+    const __m512i subscale = (__m512i)subscales[sub].v[0];
+    if (num_lines >= FULL)
+        unpack_subgroup(lines, FULL, subscale, tiles + sub * SUBGROUP * TILE_N);
+    else if (num_lines > 0)
+        unpack_subgroup(lines, num_lines, subscale, tiles + sub * SUBGROUP * TILE_N);
     __asm__ volatile("" : : : "memory"); /* gcc 12 does not know that tileloadd reads memory */
+}
+
+INLINE const uint8_t *group_line(const uint8_t *strip, int g, const int format) {
+    return strip + (format == FORMAT_Q4 ? g * (Q4_BLOCK_LINES + 1) : g / 2 * (Q8_BLOCK_LINES + 1)) * LINE_BYTES;
 }
 
 /* Where group g of strip j lies for the tile registers. */
 INLINE const int8_t *group_weights(const TileStrips *w, int j, int g, const int format, const int passes_once) {
     if (format == FORMAT_Q4) return w->unpacked[j] + (passes_once ? g % 2 : g) * GROUP_BYTES;
-    return (const int8_t *)w->strips[j] + g / 2 * (Q8_BLOCK_LINES + 1) * LINE_BYTES + LINE_BYTES + g % 2 * GROUP_BYTES;
+    return (const int8_t *)group_line(w->strips[j], g, format) + LINE_BYTES + g % 2 * GROUP_BYTES;
 }
 
-/* Strip s and, where strips is 2, s + 1, with their scales in the worker's scratch, and what is unpacked beforehand. */
-INLINE TileStrips prepare_strips(const Matmul *m, int s, const int strips, const int format, const int passes_once) {
-    const int groups = (m->k + GROUP - 1) / GROUP;
-    TileStrips y;
-    for (int j = 0; j < strips; j++) {
-        const uint8_t *strip = y.strips[j] = m->strips + (s + j) * m->strip_bytes;
-        float *scales = (float *)(m->scratch + 2 * (int64_t)groups * GROUP_BYTES) + j * groups * TILE_N;
-        for (int g = 0; g < groups; g++) {
-            const uint8_t *line = format == FORMAT_Q4 ? strip + g * (Q4_BLOCK_LINES + 1) * LINE_BYTES
-                                                      : strip + g / 2 * (Q8_BLOCK_LINES + 1) * LINE_BYTES + g % 2 * TILE_N * 2;
-            store16(scales + g * TILE_N, load_bfloat16(line));
-        }
-        y.scales[j] = scales;
-        y.unpacked[j] = (int8_t *)m->scratch + (int64_t)j * groups * GROUP_BYTES;
-        for (int g = 0; format == FORMAT_Q4 && g < (passes_once ? 1 : groups); g++)
-            unpack_group(strip, g, m->k, y.unpacked[j] + g * GROUP_BYTES);
-    }
-    return y;
+INLINE __m512 group_scales(const TileStrips *w, int j, int g, const int format) {
+    return (__m512)load_bfloat16(group_line(w->strips[j], g, format) + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0)).v[0];
 }
 
-/* acc[tile_rows][strips] += float(sums) * (weight scales * activation scales) of group g, for one tile of rows.
- * sums: int32 [strip][row][16]; a_scales: [tile_rows][stride]; acc: [row][strip][16].
- *
- * With every row a few lines of each strip, from ahead[strip], are asked for: all at once they would fill the buffers
- * that a core has for lines under way, and it would wait. */
-INLINE void add_group(const int32_t *sums, const float *a_scales, int64_t stride, const TileStrips *w, int g,
-                      const int tile_rows, const int strips, float *acc, const uint8_t *const *ahead,
-                      const int lines_a_row) {
-    __m512 scales[2];
-#pragma GCC unroll 2
-    for (int j = 0; j < strips; j++) scales[j] = _mm512_loadu_ps(w->scales[j] + g * TILE_N);
-#pragma GCC unroll 16
-    for (int r = 0; r < tile_rows; r++) {
-        const __m512 a_scale = _mm512_set1_ps(a_scales[r * stride + g]);
-        for (int line = r * lines_a_row; line < (r + 1) * lines_a_row; line++)
-            for (int j = 0; j < strips; j++) __builtin_prefetch(ahead[j] + line * LINE_BYTES);
-#pragma GCC unroll 2
-        for (int j = 0; j < strips; j++) {
-            const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + (j * TILE_ROWS + r) * TILE_N));
-            float *y = acc + (r * 2 + j) * TILE_N;
-            _mm512_store_ps(y, _mm512_add_ps(_mm512_load_ps(y), _mm512_mul_ps(isum, _mm512_mul_ps(scales[j], a_scale))));
-        }
+/* tmm[acc] to sums, int32 [16][16], and zeros to it; the registers are named by constants. */
+INLINE void take_sums(const int acc, int32_t *sums) {
+    if (acc == 0) {
+        _tile_stored(0, sums, LINE_BYTES);
+        _tile_zero(0);
+    } else if (acc == 1) {
+        _tile_stored(1, sums, LINE_BYTES);
+        _tile_zero(1);
+    } else if (acc == 2) {
+        _tile_stored(2, sums, LINE_BYTES);
+        _tile_zero(2);
+    } else {
+        _tile_stored(3, sums, LINE_BYTES);
+        _tile_zero(3);
     }
 }
 
-/* `tiles` tiles of `tile_rows` rows from `row`, times `strips` strips from s. */
-INLINE void multiply_tiles(const Matmul *m, const TileStrips *w, int s, int row, const int tile_rows, const int tiles,
-                           const int strips, const int format, const int passes_once) {
-    int32_t sums[2][4 * TILE_ROWS * TILE_N] __attribute__((aligned(64))); /* [turn][tile, strip][row][16] */
-    float acc[2 * TILE_ROWS * 2 * TILE_N] __attribute__((aligned(64)));   /* [tile][row][strip][16] */
-    const int64_t stride = m->act.codes_stride;
-    const int8_t *a = m->act.codes + row * stride;                        /* [tiles * tile_rows][stride] */
-    const float *a_scales = m->act.scales + row * m->act.groups_stride;   /* [tiles * tile_rows][groups_stride] */
-    const int groups = (m->k + GROUP - 1) / GROUP;
-    const int rows = tiles * tile_rows;
-    const int lines_a_row = passes_once && format == FORMAT_Q8 ? (GROUP_BYTES / LINE_BYTES + rows - 1) / rows : 0;
+/* tmm[acc] += activations of its tile of rows times weights of its strip. */
+INLINE void multiply_tiles(const int acc) {
+    if (acc == 0)
+        _tile_dpbssd(0, 4, 6);
+    else if (acc == 1)
+        _tile_dpbssd(1, 4, 7);
+    else if (acc == 2)
+        _tile_dpbssd(2, 5, 6);
+    else
+        _tile_dpbssd(3, 5, 7);
+}
+
+/* y[16] += float(sums) * (weight scales * activation scale), for rows begin .. end - 1 of a tile times a strip.
+ * sums: int32 [row][16]; a_scales: [row]; y: [row][16]. */
+INLINE void add_sums(const int32_t *sums, __m512 scales, const float *a_scales, const int begin, const int end, float *y) {
+#pragma GCC unroll 8
+    for (int r = begin; r < end; r++) {
+        const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + r * TILE_N));
+        const __m512 product = _mm512_mul_ps(isum, _mm512_mul_ps(scales, _mm512_set1_ps(a_scales[r])));
+        _mm512_store_ps(y + r * TILE_N, _mm512_add_ps(_mm512_load_ps(y + r * TILE_N), product));
+    }
+}
+
+/* `tiles` tiles of rows from row, times the strips s and, where there is one, s + 1. It is one of `passes` over them, each
+ * of which asks for its part of the two strips that follow; a single one asks for what is a little ahead. */
+INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrips *w, int s, int row, int pass,
+                          const int passes, const int tile_rows, const int tiles, const int format) {
+    enum { STEPS = GROUP / TILE_K };
+    int32_t sums[4][TILE_ROWS * TILE_N] __attribute__((aligned(64))); /* [tile, strip][row][16] */
+    float acc[4][TILE_ROWS * TILE_N] __attribute__((aligned(64)));    /* [tile, strip][row][16] */
+    const int64_t stride = m->act.codes_stride, scales_stride = rows->tiles * tile_rows;
+    const int8_t *a[2] = {m->act.codes + row * stride, m->act.codes + (row + tile_rows) * stride}; /* [tile_rows][stride] */
+    const float *a_scales = rows->scales + row; /* [tiles * tile_rows], of the group before */
+    const int k = m->k, groups = (k + GROUP - 1) / GROUP, half_rows = (tile_rows + 1) / 2;
+    const int products = 2 * tiles, slots = STEPS * products, passes_once = passes == 1;
+    const int group_lines = 1 + (format == FORMAT_Q8 ? Q8_BLOCK_LINES / 2 : Q4_BLOCK_LINES);
+    __m512 scales[2] = {group_scales(w, 0, 0, format), group_scales(w, 1, 0, format)}; /* of the group before */
     memset(acc, 0, sizeof acc);
-    for (int g = 0; g <= groups; g++) {
-        const int32_t *before = sums[(g + 1) % 2];
-        int32_t *turn = sums[g % 2];
-        int done = g > 0 ? 0 : tiles; /* tiles of rows to which the group before has been added */
-        if (g < groups) {
-            const int8_t *first = group_weights(w, 0, g, format, passes_once);
-            const int8_t *second = strips == 2 ? group_weights(w, 1, g, format, passes_once) : first;
-            /* beyond the end of its strip each of the two goes on with the strip after next */
-            const int is_near_end = (const uint8_t *)first + TILE_PREFETCH_BYTES >= w->strips[0] + m->strip_bytes;
-            const int64_t distance = TILE_PREFETCH_BYTES + (is_near_end ? m->strip_bytes : 0);
-            const uint8_t *ahead[2] = {(const uint8_t *)first + distance, (const uint8_t *)second + distance};
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-            for (int k = g * GROUP; k < m->k && k < (g + 1) * GROUP; k += TILE_K) {
-                _tile_loadd(6, first, LINE_BYTES);
-                _tile_loadd(4, a + k, stride);
-                _tile_dpbssd(0, 4, 6);
-                if (strips == 2) {
-                    _tile_loadd(7, second, LINE_BYTES);
-                    _tile_dpbssd(1, 4, 7);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int g = 0; g < groups; g++) { /* before the first group comes one of zeros */
+        const int8_t *const weights[2] = {group_weights(w, 0, g, format, passes_once),
+                                          group_weights(w, 1, g, format, passes_once)};
+        /* beyond the end of its strip each of the two goes on with the strip after next */
+        const int is_near_end = (const uint8_t *)weights[0] + TILE_PREFETCH_BYTES >= w->strips[0] + m->strip_bytes;
+        const int64_t distance = TILE_PREFETCH_BYTES + (is_near_end ? m->strip_bytes : 0);
+        const uint8_t *next = group_line(w->strips[0], g, format) + (format == FORMAT_Q8 ? g % 2 * GROUP_BYTES : 0);
+        for (int line = group_lines * pass / passes; !passes_once && line < group_lines * (pass + 1) / passes; line++)
+            for (int j = 2; j < 4; j++) __builtin_prefetch(next + j * m->strip_bytes + line * LINE_BYTES, 0, 2);
+#pragma GCC unroll 2
+        for (int step = 0; step < STEPS; step++) {
+            const int is_inside = step == 0 || g * GROUP + TILE_K < k;
+#pragma GCC unroll 4
+            for (int i = 0; i < products; i++) {
+                const int slot = step * products + i;
+                if (is_inside) {
+                    if (i == 0) _tile_loadd(6, weights[0] + step * TILE_BYTES, LINE_BYTES);
+                    if (i == 0) _tile_loadd(4, a[0] + step * TILE_K, stride);
+                    if (i == 1) _tile_loadd(7, weights[1] + step * TILE_BYTES, LINE_BYTES);
+                    if (i == 2) _tile_loadd(5, a[1] + step * TILE_K, stride);
+                    if (step == 0) take_sums(i, sums[i]);
+                    multiply_tiles(i);
                 }
-                if (tiles == 2) {
-                    _tile_loadd(5, a + tile_rows * stride + k, stride);
-                    _tile_dpbssd(2, 5, 6);
-                    if (strips == 2) _tile_dpbssd(3, 5, 7);
+                if (passes_once && format == FORMAT_Q8) {
+                    const int lines = GROUP_BYTES / LINE_BYTES / slots;
+#pragma GCC unroll 32
+                    for (int line = slot * lines; line < (slot + 1) * lines; line++)
+                        for (int j = 0; j < 2; j++)
+                            __builtin_prefetch((const uint8_t *)weights[j] + distance + line * LINE_BYTES);
                 }
-                first += TILE_BYTES;
-                second += TILE_BYTES;
-                if (done < tiles) {
-                    add_group(before + done * 2 * TILE_ROWS * TILE_N, a_scales + done * tile_rows * m->act.groups_stride,
-                              m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N,
-                              ahead, lines_a_row);
-                    for (int j = 0; j < 2; j++) ahead[j] += tile_rows * lines_a_row * LINE_BYTES;
-                    done++;
+                if (passes_once && format == FORMAT_Q4 && g + 1 < groups) {
+                    const int subs = 2 * SUBGROUPS / slots;
+#pragma GCC unroll 4
+                    for (int sub = slot * subs; sub < (slot + 1) * subs; sub++)
+                        unpack_group(w->strips[sub / SUBGROUPS], g + 1, sub % SUBGROUPS, k,
+                                     w->unpacked[sub / SUBGROUPS] + (g + 1) % 2 * GROUP_BYTES);
                 }
+                for (int half = slot - 1; half >= 0 && half <= (slot + 1 == slots ? slot : slot - 1); half++)
+                    add_sums(sums[half / 2], scales[half / 2 % 2], a_scales + half / 4 * tile_rows,
+                             half % 2 ? half_rows : 0, half % 2 ? tile_rows : half_rows, acc[half / 2]);
             }
-            for (int j = 0; format == FORMAT_Q4 && passes_once && g + 1 < groups && j < strips; j++)
-                unpack_group(w->strips[j], g + 1, m->k, w->unpacked[j] + (g + 1) % 2 * GROUP_BYTES);
-            _tile_stored(0, turn, LINE_BYTES);
-            if (strips == 2) _tile_stored(1, turn + TILE_ROWS * TILE_N, LINE_BYTES);
-            if (tiles == 2) _tile_stored(2, turn + 2 * TILE_ROWS * TILE_N, LINE_BYTES);
-            if (tiles == 2 && strips == 2) _tile_stored(3, turn + 3 * TILE_ROWS * TILE_N, LINE_BYTES);
         }
-        for (; done < tiles; done++)
-            add_group(before + done * 2 * TILE_ROWS * TILE_N, a_scales + done * tile_rows * m->act.groups_stride,
-                      m->act.groups_stride, w, g - 1, tile_rows, strips, acc + done * TILE_ROWS * 2 * TILE_N, NULL, 0);
+        for (int j = 0; j < 2; j++) scales[j] = group_scales(w, j, g, format);
+        for (int t = 0; t < 2; t++) a[t] += GROUP;
+        if (g > 0) a_scales += scales_stride;
     }
-    const int is_pair = m->epilogue == EPILOGUE_SILU_MUL;
+    const int has_second = s + 1 < m->count && m->epilogue != EPILOGUE_SILU_MUL;
+#pragma GCC unroll 4
+    for (int i = 0; i < products; i++) {
+        take_sums(i, sums[i]);
+        add_sums(sums[i], scales[i % 2], a_scales + i / 2 * tile_rows, 0, tile_rows, acc[i]);
+    }
     for (int t = 0; t < tiles; t++)
         for (int r = 0; r < tile_rows && row + t * tile_rows + r < m->rows; r++) {
-            const float *y = acc + (t * TILE_ROWS + r) * 2 * TILE_N;
-            const Float16 first = load16(y), second = load16(y + TILE_N);
+            const Float16 first = load16(acc[2 * t] + r * TILE_N), second = load16(acc[2 * t + 1] + r * TILE_N);
             finish_row(m, s, row + t * tile_rows + r, first, second);
-            if (strips == 2 && !is_pair) finish_row(m, s + 1, row + t * tile_rows + r, second, second);
+            if (has_second) finish_row(m, s + 1, row + t * tile_rows + r, second, second);
         }
 }
 
-/* All rows times `strips` strips from s. */
-INLINE void multiply_tile_strips(const Matmul *m, int s, int num_tiles, const int tile_rows, const int strips,
-                                 const int format) {
-    if (num_tiles <= 2) {
-        const TileStrips w = prepare_strips(m, s, strips, format, 1);
-        if (num_tiles == 2)
-            multiply_tiles(m, &w, s, 0, tile_rows, 2, strips, format, 1);
+/* Tiles of rows first .. end - 1 times all strips. */
+INLINE void multiply_strips(const Matmul *m, const TileRows *rows, int first, int end, const int tile_rows, const int format) {
+    const int groups = (m->k + GROUP - 1) / GROUP, passes = (end - first + 1) / 2;
+    for (int s = 0; s < m->count; s += 2) {
+        TileStrips w;
+        for (int j = 0; j < 2; j++) {
+            w.strips[j] = m->strips + (s + j < m->count ? s + j : s) * m->strip_bytes;
+            w.unpacked[j] = (int8_t *)m->scratch + (int64_t)j * groups * GROUP_BYTES;
+            for (int g = 0; format == FORMAT_Q4 && g < (passes == 1 ? 1 : groups); g++)
+                for (int sub = 0; sub < SUBGROUPS; sub++)
+                    unpack_group(w.strips[j], g, sub, m->k, w.unpacked[j] + g * GROUP_BYTES);
+        }
+        if (end - first == 1)
+            multiply_rows(m, rows, &w, s, first * tile_rows, 0, 1, tile_rows, 1, format);
+        else if (passes == 1)
+            multiply_rows(m, rows, &w, s, first * tile_rows, 0, 1, tile_rows, 2, format);
         else
-            multiply_tiles(m, &w, s, 0, tile_rows, 1, strips, format, 1);
-        return;
+            for (int pass = 0; pass < passes; pass++)
+                multiply_rows(m, rows, &w, s, (first + 2 * pass) * tile_rows, pass, passes, tile_rows, 2, format);
     }
-    const TileStrips w = prepare_strips(m, s, strips, format, 0);
-    int t = 0;
-    for (; t + 2 <= num_tiles; t += 2) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 2, strips, format, 0);
-    if (t < num_tiles) multiply_tiles(m, &w, s, t * tile_rows, tile_rows, 1, strips, format, 0);
 }
 
-INLINE void multiply_all_strips(const Matmul *m, int num_tiles, const int tile_rows, const int format) {
+/* Blocks of rows whose codes stay in L2 while all strips pass over them. */
+INLINE void multiply_row_blocks(const Matmul *m, const TileRows *rows, const int tile_rows, const int format) {
+    const int fitting = (int)(MOST_RESIDENT_CODES / (2 * tile_rows * m->act.codes_stride)) * 2;
+    const int block = fitting > 2 ? fitting : 2;
     configure_tiles(tile_rows);
-    int s = 0;
-    for (; s + 2 <= m->count; s += 2) multiply_tile_strips(m, s, num_tiles, tile_rows, 2, format);
-    if (s < m->count) multiply_tile_strips(m, s, num_tiles, tile_rows, 1, format);
+    for (int first = 0; first < rows->tiles; first += block)
+        multiply_strips(m, rows, first, first + block < rows->tiles ? first + block : rows->tiles, tile_rows, format);
     _tile_release();
 }
 
 INLINE void tile_matmul(const Matmul *m, const int format) {
-    const int num_tiles = (m->rows + TILE_ROWS - 1) / TILE_ROWS, tile_rows = (m->rows + num_tiles - 1) / num_tiles;
-    if (tile_rows == TILE_ROWS)
-        multiply_all_strips(m, num_tiles, TILE_ROWS, format); /* loops of known length: some 8% faster */
+    const int groups = (m->k + GROUP - 1) / GROUP;
+    float *scales = (float *)(m->scratch + 2 * (int64_t)groups * GROUP_BYTES);
+    TileRows rows = {.scales = scales};
+    rows.tiles = m->rows <= TILE_ROWS ? 1 : (m->rows + 2 * TILE_ROWS - 1) / (2 * TILE_ROWS) * 2;
+    rows.tile_rows = (m->rows + rows.tiles - 1) / rows.tiles;
+    for (int g = 0; g < groups; g++)
+        for (int r = 0; r < rows.tiles * rows.tile_rows; r++)
+            *scales++ = r < m->rows ? m->act.scales[r * m->act.groups_stride + g] : 0.0f;
+    if (rows.tile_rows == TILE_ROWS)
+        multiply_row_blocks(m, &rows, TILE_ROWS, format); /* loops of known length are faster */
     else
-        multiply_all_strips(m, num_tiles, tile_rows, format);
+        multiply_row_blocks(m, &rows, rows.tile_rows, format);
 }
 
 #endif

@@ -27,7 +27,7 @@ typedef struct {
     int64_t x_stride;
     QuantizedRows act;
     const uint8_t *halves; /* x as `split` makes it, for bf16 where the level has that */
-    uint8_t *scratch;  /* [scratch_bytes(k)], the worker's own */
+    uint8_t *scratch;  /* [scratch_bytes(rows, k)], the worker's own */
     const float *bias; /* [16 * strips] or NULL */
     float *dst;        /* [rows][dst_stride] */
     int64_t dst_stride;
@@ -36,9 +36,10 @@ typedef struct {
 /* Tiles of 16 rows and strips whose sums a matmul of bf16 through tile registers keeps while it goes along K. */
 enum { BF16_ROW_TILES = 16, BF16_STRIPS = 32, BF16_SUMS_BYTES = BF16_ROW_TILES * BF16_STRIPS * 16 * TILE_N * 4 };
 
-/* Room for those, or for two strips unpacked to int8 [group][128 / 4][16][4] and their scales as float32 [group][16]. */
-static inline int64_t scratch_bytes(int64_t k) {
-    const int64_t unpacked = 2 * round_up(k, GROUP) / GROUP * (GROUP * TILE_N + 4 * TILE_N);
+/* Room for those, or for two strips unpacked to int8 [group][128 / 4][16][4] and the activations' scales by groups. */
+static inline int64_t scratch_bytes(int64_t rows, int64_t k) {
+    const int64_t groups = round_up(k, GROUP) / GROUP, tile_rows = round_up(rows, 2 * 16) * sizeof(float);
+    const int64_t unpacked = groups * (2 * GROUP * TILE_N + tile_rows);
     return unpacked > BF16_SUMS_BYTES ? unpacked : BF16_SUMS_BYTES;
 }
 
