@@ -97,6 +97,13 @@ def test_a_request_alone_takes_what_the_cost_model_predicts(model: Model) -> Non
     assert len(simulation.scheduler.num_scheduled) < 4  # decoding is one run of several steps
 
 
+def test_steps_that_take_what_is_predicted_leave_the_whole_target_to_plan_with(model: Model) -> None:
+    simulation = make_simulation(model, itl_target_ms=0.02)
+    simulation.run(make_workload(make_trace(100), 0.1, 0))
+    assert simulation.scheduler.target is not None
+    assert simulation.scheduler.target.stalls.planned_ms == 0.9 * 0.02
+
+
 def test_an_arrival_wakes_a_run_of_many_steps(model: Model) -> None:
     """A request that comes while another decodes begins with the next step, and does not wait for the run's end."""
     alone = make_simulation(model)

@@ -35,6 +35,7 @@ class ScriptedExecutor(StepwiseExecutor):
         super().__init__(program, Placement(np.zeros(0), (0,)), limits)
         self.ring = Ring(2 * MAX_STEPS * limits.max_num_seqs + 2 * limits.max_num_logits)
         self.kv = np.zeros((limits.num_kv_blocks, KV_BLOCK_SIZE), np.int64)
+        self.time_ns = 0
 
     def _step(self, program: Any, batch: NDArray[np.void]) -> NDArray[np.void]:
         table, entries = self.sequences, []
@@ -49,6 +50,7 @@ class ScriptedExecutor(StepwiseExecutor):
         published = empty_entries(len(entries))
         for row, fields in zip(published, entries, strict=True):
             row["num_top"] = -1
+            row["time_ns"] = self.time_ns
             for name, value in fields.items():
                 row[name] = value
         return published

@@ -33,7 +33,7 @@ def run_step(
             deltas.append(append_token(sequence, token, finish, 0, logprobs))
             if deltas[-1].finish_reason:
                 scheduler.finish(sequence, deltas[-1].finish_reason)
-    scheduler.update(step, result.num_steps, seconds * result.num_steps)
+    scheduler.update(step, result.num_steps, seconds * result.num_steps, [1e3 * seconds] * result.num_steps)
     return result, deltas
 
 

@@ -17,6 +17,7 @@ from waferline.runtime.messages import Accepted, Delta, EngineOutput, Finished, 
 from waferline.runtime.request import Request
 from waferline.runtime.request_runner import RequestRunner
 from waferline.runtime.scheduler import Scheduler
+from waferline_kernels.executor import empty_entries
 from waferline_kernels.sequences import ExecutorLimits
 
 MS = 1_000_000
@@ -27,7 +28,7 @@ class RunnerBench:
 
     def __init__(self, seqs: int = 2, blocks: int = 16, rows: int = 16, **bounds: Any) -> None:
         limits = ExecutorLimits(seqs, 16 * blocks, rows, max(seqs, 8), blocks)
-        executor = ScriptedExecutor(limits)
+        self.executor = executor = ScriptedExecutor(limits)
         model: Any = SimpleNamespace(program=None, tokenizer=LetterTokenizer())
         cost_model: Any = SimpleNamespace(predict_step_ms=lambda rows, context_tokens, logits_rows: 1.0)
         self.scheduler = Scheduler(limits, executor.sequences)
@@ -75,6 +76,24 @@ def test_a_deadline_ends_a_completion_with_what_it_has() -> None:
     assert bench.end("in time") == Finished("in time", ["length"], 1, 3)
     assert bench.runner.finish_reasons == {"stop": 0, "length": 1, "abort": 0, "deadline": 1}
     bench.check_that_nothing_is_left()
+
+
+def test_the_scheduler_is_told_how_long_streams_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python's time between two runs included, and for each step of a run."""
+    bench = RunnerBench(seqs=3)
+    told: list[list[float]] = []
+    monkeypatch.setattr(bench.scheduler, "update", lambda *arguments: told.append(arguments[-1]))
+    bench.ask(make_request([1], 100, n=2))
+    for time_ns in (5 * MS, 7 * MS, 30 * MS):
+        bench.executor.time_ns = time_ns
+        bench.step()
+    for time_ns in (32 * MS, 35 * MS):
+        entries = empty_entries(3)
+        entries["slot"], entries["time_ns"] = 2, time_ns
+        bench.runner.process(entries)
+    bench.executor.time_ns = 39 * MS
+    bench.step()
+    assert [pytest.approx(gaps) for gaps in told] == [[5], [2], [23], [2, 3, 4]]
 
 
 def test_a_deadline_keeps_what_is_gathered_and_ends_all_completions() -> None:

@@ -281,6 +281,24 @@ def test_a_prompt_beside_streams_takes_the_time_that_the_target_leaves() -> None
     ]
 
 
+@pytest.mark.parametrize(("seconds", "rows"), [(0.09, [89, 89, 89]), (0.12, [89, 89, 79]), (0.5, [89, 89, 18])])
+def test_where_the_machine_stalls_a_prompt_takes_less_and_never_nothing(seconds: float, rows: list[int]) -> None:
+    """90 of 100 ms are planned with. From the second time on that steps take 30 ms more, 80 are; and if there is no room at
+    all for what they take more, a fifth of what the stream, which takes 2 alone, leaves of the 90."""
+    costs = FakeCosts(row_ms=1.0)
+    scheduler, executor = make_scheduler(rows=512, blocks=64, max_model_len=512, cost_model=costs, itl_target_ms=100.0)
+    scheduler.add(make_sequence([1], 100, name="stream"))
+    take_step(scheduler, executor)
+    scheduler.add(make_sequence([2] * 400, 5, name="long"))
+    taken = []
+    for _ in rows:
+        step = scheduler.schedule()
+        assert step is not None
+        taken.append(step.shape.num_rows)
+        run_step(scheduler, executor, step, seconds=seconds)
+    assert taken == rows
+
+
 def test_a_prompt_that_nobody_waits_beside_takes_all_rows() -> None:
     scheduler, executor = make_scheduler(rows=64, cost_model=FakeCosts(row_ms=1.0), itl_target_ms=2.0)
     scheduler.add(make_sequence([1] * 100, 5))

@@ -12,7 +12,7 @@ import copy
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -127,9 +127,11 @@ class TimedScheduler(Scheduler):
             self.num_scheduled.append(len(step.sequences))
         return step
 
-    def update(self, step: ScheduledStep, num_steps: int, seconds: float = 0.0) -> None:
+    def update(
+        self, step: ScheduledStep, num_steps: int, seconds: float = 0.0, gaps_ms: Collection[float] = ()
+    ) -> None:
         begin = time.thread_time_ns()
-        super().update(step, num_steps, seconds)
+        super().update(step, num_steps, seconds, gaps_ms)
         self.costs_ns[-1] += time.thread_time_ns() - begin
 
 
@@ -160,7 +162,7 @@ class Simulation:
         self.scheduler = TimedScheduler(
             limits, self._executor.sequences, cost_model=learning, itl_target_ms=itl_target_ms
         )
-        admission = Admission(bounds or AdmissionLimits(), self.scheduler, limits, learning, itl_target_ms)
+        admission = Admission(bounds or AdmissionLimits(), self.scheduler, limits, learning)
         self.runner = RequestRunner(
             model, self._executor, self.scheduler, self.recorder.on_output, admission, lambda: self.clock.now_ns
         )

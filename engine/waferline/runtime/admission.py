@@ -22,11 +22,10 @@ from typing import Any
 
 from waferline_kernels.sequences import ExecutorLimits
 
-from ..fabric.cost import CostModel
+from ..fabric.cost import CostModel, StepShape
 from .errors import OVERLOADED, RequestFailed
 from .request import Request
 from .scheduler import Scheduler
-from .step_builder import PLANNED_SHARE
 
 # Over what is predicted, so that most requests keep to max_ttft_ms and not their mean alone: of 1, 1.25 and 1.5, tried on a
 # simulated overload of one trace, the one with which 95 of 100 kept to 1.2 s and to 3 s.
@@ -72,14 +71,12 @@ class Admission:
         scheduler: Scheduler,
         limits: ExecutorLimits,
         cost_model: CostModel,
-        itl_target_ms: float | None = None,
     ) -> None:
         self.bounds = bounds
         self.num_output_tokens = 0.0  # of a completion, on average
         self._scheduler = scheduler
         self._limits = limits
         self._cost_model = cost_model
-        self._itl_target_ms = itl_target_ms
         self._num_ended = self._num_generated = 0
         self._arriving: set[Request] = set()
 
@@ -159,8 +156,10 @@ class Admission:
         step = predict(decoding, context, decoding)
         full_step = predict(decoding + int(room), context + int(room * prompt_tokens / 2), decoding)
         row = max(0.0, full_step - step) / int(room)
-        if self._itl_target_ms is not None and row > 0:
-            room = min(room, max(1.0, (PLANNED_SHARE * self._itl_target_ms - step) / row))
+        target = self._scheduler.target
+        if target is not None and row > 0:
+            budget = target.budget_ms(StepShape.of(decoding, context, decoding))
+            room = min(room, max(1.0, (budget - step) / row))
         num_concurrent = decoding if self._scheduler.is_out_of_blocks else self._limits.max_num_seqs
         # Before the first completion ends, all that has been generated counts as one.
         length = self.num_output_tokens if self._num_ended else sum(sequence.num_output_tokens for sequence in running)

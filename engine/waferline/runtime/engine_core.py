@@ -133,7 +133,7 @@ class EngineCore:
             speculative_config=speculation,
         )
         limits, cost_model = self._setup.limits, self._setup.cost_model
-        admission = Admission(bounds, self._scheduler, limits, cost_model, itl_target_ms)
+        admission = Admission(bounds, self._scheduler, limits, cost_model)
         self._on_output = on_output
         self._runner = RequestRunner(model, self._executor, self._scheduler, self._emit, admission)
         self._drains: list[Drain] = []

@@ -73,6 +73,8 @@ class RequestRunner:
         self._on_output = on_output
         self._clock_ns = clock_ns
         self._requests: dict[str, Request] = {}
+        self._last_token_ns = 0  # when the last step ended that gave tokens
+        self._gaps_ms: list[float] = []  # between such steps, of the run at hand
 
     @property
     def is_idle(self) -> bool:
@@ -153,7 +155,8 @@ class RequestRunner:
             self._fail(alive, RequestFailed(INTERNAL, f"the step failed: {result}"))
         self.process(self._executor.ring.drain())
         if isinstance(result, RunResult):
-            self._scheduler.update(step, result.num_steps, result.seconds)
+            self._scheduler.update(step, result.num_steps, result.seconds, self._gaps_ms)
+            self._gaps_ms = []
             self.num_steps += result.num_steps
             self.step_seconds += result.seconds
 
@@ -162,6 +165,9 @@ class RequestRunner:
         outputs: list[EngineOutput] = []
         slots, tokenizer = self._scheduler.slots, self._model.tokenizer
         for row, (slot, position, token, is_prompt, finish, num_top, time_ns) in enumerate(unpack_entries(entries)):
+            if time_ns != self._last_token_ns:
+                self._gaps_ms.append((time_ns - self._last_token_ns) * 1e-6)
+                self._last_token_ns = time_ns
             sequence = slots[slot]
             if sequence is None or sequence.finish_reason is not None:
                 continue  # computed beyond a stop

@@ -27,13 +27,13 @@ may have drafts as well, and are taken one at a time then: see Speculator.
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 
-from ..fabric.cost import CostModel
+from ..fabric.cost import CostModel, StepShape
 from .decode_batch import DecodeBatch
 from .drafter import SpeculativeConfig
 from .kv_cache_manager import KVCacheManager, num_blocks
@@ -80,7 +80,7 @@ class Scheduler:
         self.num_preemptions = 0
         self._limits = limits
         self._cost_model = cost_model
-        self._target = LatencyTarget(cost_model, itl_target_ms) if cost_model and itl_target_ms else None
+        self.target = LatencyTarget(cost_model, itl_target_ms) if cost_model and itl_target_ms else None
         self._decoding = DecodeBatch(limits.max_num_seqs, table)
         self._prefilling: list[Sequence] = []  # the other running ones, by rank
         self._table = table
@@ -141,7 +141,7 @@ class Scheduler:
         if self._free_slots:
             self.waiting.settle()
         self._admit_urgent()
-        step = StepBuilder(self._limits, self._decoding, self._target)
+        step = StepBuilder(self._limits, self._decoding, self.target)
         for sequence in self._prefilling:
             step.add(sequence)
         while not has_preempted and step.has_room and self.can_admit():
@@ -153,13 +153,16 @@ class Scheduler:
         only_decodes = not self._prefilling and not self.can_admit()
         scheduled = step.build(self._reserve_ahead() if only_decodes else 1)
         if self.speculator is not None and only_decodes:
-            self.speculator.plan(scheduled, self._target)
+            self.speculator.plan(scheduled, self.target)
         return scheduled
 
-    def update(self, step: ScheduledStep, num_steps: int, seconds: float = 0.0) -> None:
-        """Record that ``step`` was taken ``num_steps`` times, in ``seconds``, and that its tokens have been appended."""
+    def update(
+        self, step: ScheduledStep, num_steps: int, seconds: float = 0.0, gaps_ms: Collection[float] = ()
+    ) -> None:
+        """Record that ``step`` was taken ``num_steps`` times, in ``seconds``, and that its tokens have been appended.
+        ``gaps_ms``: each time's milliseconds from when the step before it had ended."""
         if num_steps:
-            self._learn(step, num_steps, seconds)
+            self._learn(step, num_steps, seconds, gaps_ms)
             if self.speculator is not None and step.num_drafts:
                 self.speculator.update(step, num_steps, seconds)
             for sequence in self._decoding.advance():
@@ -171,12 +174,14 @@ class Scheduler:
                     self._prefilling.remove(sequence)
                     self._decoding.join(sequence)
 
-    def _learn(self, step: ScheduledStep, num_steps: int, seconds: float) -> None:
+    def _learn(self, step: ScheduledStep, num_steps: int, seconds: float, gaps_ms: Collection[float]) -> None:
         if self._cost_model is not None and seconds > 0:
             growth = step.num_decodes * (num_steps - 1) // 2  # of contexts, until the step in the middle
-            num_rows, context_tokens, num_logits, kv_tokens = step.shape
-            milliseconds = 1e3 * seconds / num_steps
-            self._cost_model.observe(num_rows, context_tokens + growth, num_logits, milliseconds, kv_tokens + growth)
+            shape = step.shape.plus(StepShape(0, growth, 0, growth))
+            if self.target is not None and step.num_decodes:  # else nobody waited
+                self.target.stalls.observe(self.target.predict_ms(shape), gaps_ms)
+            num_rows, context_tokens, num_logits, kv_tokens = shape
+            self._cost_model.observe(num_rows, context_tokens, num_logits, 1e3 * seconds / num_steps, kv_tokens)
 
     def _release_finished(self) -> None:
         if self._finished:

@@ -14,9 +14,10 @@ from waferline_kernels.sequences import SPAN, ExecutorLimits
 from ..fabric.cost import CostModel, StepShape
 from .decode_batch import DecodeBatch
 from .sequence import Sequence
+from .stalls import PLANNED_SHARE, Stalls
 
-PLANNED_SHARE = 0.9  # of a target: the rest is for what lies between two steps, and for what predictions miss
 PREFILL_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
+STALLED_SHARE = 0.2  # of the time that the target leaves: what stalls leave to prefill even where it cannot be held
 
 
 @dataclass
@@ -38,20 +39,23 @@ class ScheduledStep:
         return zip(self.sequences[self.num_decodes :], counts, strict=True)
 
 
-@dataclass(frozen=True)
 class LatencyTarget:
-    """How long a step may take while streams wait for their next tokens."""
+    """How long a step may take while streams wait for their next tokens: ``itl_ms``, less what ``stalls`` call for."""
 
-    cost_model: CostModel
-    itl_ms: float
+    def __init__(self, cost_model: CostModel, itl_ms: float) -> None:
+        self.stalls = Stalls(itl_ms)
+        self._most_ms = PLANNED_SHARE * itl_ms
+        self._cost_model = cost_model
 
     def budget_ms(self, decodes: StepShape) -> float:
         """Of a step that has the rows ``decodes`` of such streams, and others. Prefill gets a share even where the
-        target leaves it none, so that no prompt waits for ever."""
-        return max(PLANNED_SHARE * self.itl_ms, (1 + PREFILL_SHARE) * self.predict_ms(decodes))
+        target or stalls leave it none, so that no prompt waits for ever."""
+        alone_ms = self.predict_ms(decodes)
+        least_ms = alone_ms + STALLED_SHARE * (self._most_ms - alone_ms)
+        return max(self.stalls.planned_ms, least_ms, (1 + PREFILL_SHARE) * alone_ms)
 
     def predict_ms(self, shape: StepShape) -> float:
-        return self.cost_model.predict_step_ms(*shape)
+        return self._cost_model.predict_step_ms(*shape)
 
 
 class StepBuilder:
