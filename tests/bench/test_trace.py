@@ -25,6 +25,13 @@ def test_the_documented_example() -> None:
     assert parse_trace(lines, "t", 2) == expected[:2]
 
 
+def test_times_count_from_the_first_request_that_is_not_skipped() -> None:
+    lines = trace(FIRST, "2023-11-16 18:15:50,396,109", "2023-11-16 18:15:51,1,1", "2023-11-16 18:15:52,2,2")
+    assert parse_trace(lines, "t", 2, skip=1) == [TraceRequest(0, 396, 109), TraceRequest(10**9, 1, 1)]
+    with pytest.raises(ValueError, match="requests: 0, expected at least 1"):
+        parse_trace(lines, "t", skip=4)
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 10**13), st.integers(1, 10**7), st.integers(1, 10**7)), min_size=1),
     st.integers(7, 9),

@@ -87,6 +87,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--trace", required=True, metavar="FILE", help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens")
     add("--requests", type=int, default=1000, metavar="N", help="the first of the trace; %(default)s")
+    add("--skip", type=int, default=0, metavar="N", help="of the trace's requests, to begin after; %(default)s")
     add("--time-scale", type=float, default=1.0, metavar="X", help="by which times between requests are multiplied; 1")
     add("--load", type=float, metavar="X", help="scale times so that requests come at X times what can be served")
     add("--seconds", type=float, metavar="S", help="with a load: as many requests as come in this time")

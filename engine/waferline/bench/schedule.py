@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     and RuntimeError where a request is unaccounted for."""
     _check(args)
     model = load_model(args.model, args.dtype, args.max_model_len)
-    trace = read_trace(args.trace, None if args.seconds else args.requests)
+    trace = read_trace(args.trace, None if args.seconds else args.requests, args.skip)
     limits, cost_model = _engine_of(args, model)
     capacity = measure_capacity(args, model, limits, cost_model, trace)
     workload = _make_workload(args, trace, capacity)
@@ -117,6 +117,8 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, field)
         if value is not None and not (math.isfinite(value) and value > 0):
             raise ValueError(f"{field}: {value}, expected more than 0")
+    if args.skip < 0:
+        raise ValueError(f"skip: {args.skip}, expected at least 0")
     if not 0 <= args.cancel_share <= 1:
         raise ValueError(f"cancel_share: {args.cancel_share}, expected 0 to 1")
     if args.seconds is not None and args.load is None:

@@ -26,24 +26,24 @@ _TIMESTAMP = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]
 
 @dataclass(frozen=True)
 class TraceRequest:
-    arrival_ns: int  # after the first one of the trace
+    arrival_ns: int  # after the first one that was read
     num_prompt_tokens: int
     num_output_tokens: int
 
 
-def read_trace(path: str | Path, count: int | None = None) -> list[TraceRequest]:
-    """The first ``count`` requests of the trace at ``path``, all where it is None.
+def read_trace(path: str | Path, count: int | None = None, skip: int = 0) -> list[TraceRequest]:
+    """``count`` requests of the trace at ``path`` after the first ``skip``, all of them where it is None.
 
     Raises OSError for a file that cannot be read, and ValueError, naming line, field and value, for what is not a trace.
     """
     try:
         with open(path, encoding="utf-8-sig", newline="") as lines:
-            return parse_trace(lines, str(path), count)
+            return parse_trace(lines, str(path), count, skip)
     except UnicodeDecodeError as error:
         raise ValueError(f"trace: {path}: {error}, expected a text file in UTF-8") from None
 
 
-def parse_trace(lines: Iterable[str], name: str, count: int | None = None) -> list[TraceRequest]:
+def parse_trace(lines: Iterable[str], name: str, count: int | None = None, skip: int = 0) -> list[TraceRequest]:
     """The requests of a trace's ``lines``; ``name`` is what errors call it. See ``read_trace``."""
     reader = csv.reader(lines)
     requests: list[TraceRequest] = []
@@ -61,7 +61,7 @@ def parse_trace(lines: Iterable[str], name: str, count: int | None = None) -> li
         header = next(reader, [])
         if header != HEADER:
             raise fail("header", ",".join(header), ",".join(HEADER))
-        for row in itertools.islice(reader, count):
+        for row in itertools.islice(reader, skip, None if count is None else skip + count):
             if len(row) != len(HEADER):
                 raise fail("fields", len(row), f"{len(HEADER)}: {', '.join(HEADER)}")
             time_ns = _parse_time_ns(row[0])
