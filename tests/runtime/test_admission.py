@@ -133,6 +133,19 @@ def test_a_short_prompt_waits_long_behind_long_ones() -> None:
     assert bench.milliseconds - begin == pytest.approx(predicted, rel=0.1)
 
 
+def test_what_takes_longer_than_predicted_is_reckoned_with() -> None:
+    bench = Bench(seqs=32, max_ttft_ms=1000)
+    bench.accept(make_request(prompt_of(0, 300), 2))
+    request = make_request(prompt_of(1, 1900), 2)
+    for factor in (0.5, 1.0, 5.0):
+        bench.admission.check(request)
+        bench.admission.taken_up(request)
+        for _ in range(100):
+            bench.admission.begun(request, factor * request.predicted_ttft_ms)
+        assert bench.admission.slowness == pytest.approx(max(1.0, factor), rel=0.02)
+    bench.refusal(request)
+
+
 @pytest.mark.parametrize("turns", [1, 2, 5, 20, 100])
 def test_completions_end_hardly_ever_later_than_is_reckoned_with(turns: int) -> None:
     times = np.random.default_rng(turns).exponential(size=(20_000, turns)).sum(axis=1)

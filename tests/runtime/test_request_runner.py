@@ -30,7 +30,7 @@ class RunnerBench:
         limits = ExecutorLimits(seqs, 16 * blocks, rows, max(seqs, 8), blocks)
         self.executor = executor = ScriptedExecutor(limits)
         model: Any = SimpleNamespace(program=None, tokenizer=LetterTokenizer())
-        cost_model: Any = SimpleNamespace(predict_step_ms=lambda rows, context_tokens, logits_rows: 1.0)
+        cost_model: Any = SimpleNamespace(predict_step_ms=lambda *shape: 1.0)
         self.scheduler = Scheduler(limits, executor.sequences)
         admission = Admission(AdmissionLimits(**bounds), self.scheduler, limits, cost_model)
         self.now_ns = 0

@@ -15,7 +15,8 @@ attends to, which are those of the prompts ahead and not of the request's own: a
 Prompts count in full although part of them may be found in the prefix cache: a prediction errs to the long side.
 
 A bound is for nearly all that are accepted and not for their mean, so ``check`` has completions end as late as they rarely
-do (``cautious_turns``), and MARGIN for what the cost model is off.
+do (``cautious_turns``), and MARGIN for what the cost model is off. What first tokens took of late beyond what was predicted
+counts too (``slowness``).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ MARGIN = 1.15  # over what is predicted: for how far off the cost model is
 CAUTION = (
     2.0  # standard deviations of a normal distribution: how likely slots come free in the time that is reckoned with
 )
+FIRST_TOKENS_RATE = 1 / 16  # by which what first tokens took over what was predicted follows, after as many
 OUTPUT_TOKENS_RATE = 1 / 32  # by which the average length of completions follows, after as many
 
 
@@ -84,6 +86,7 @@ class Admission:
         self._limits = limits
         self._cost_model = cost_model
         self._num_ended = self._num_generated = 0
+        self._ttft_ms = self._predicted_ttft_ms = 0.0  # of first tokens of late, on average
         self._arriving: set[Request] = set()
 
     def check(self, request: Request) -> None:
@@ -106,6 +109,17 @@ class Admission:
         rate = max(OUTPUT_TOKENS_RATE, 1 / self._num_ended)
         self.num_output_tokens += rate * (num_generated - self._num_generated - self.num_output_tokens)
         self._num_generated = num_generated
+
+    @property
+    def slowness(self) -> float:
+        """How many times what was predicted first tokens took of late, or 1 where that is less."""
+        return max(1.0, self._ttft_ms / self._predicted_ttft_ms) if self._predicted_ttft_ms else 1.0
+
+    def begun(self, request: Request, ttft_ms: float) -> None:
+        """Learn from ``request``, whose first token came ``ttft_ms`` after it: stalls, Python's time and steps that are
+        planned shorter are in no prediction."""
+        self._ttft_ms += FIRST_TOKENS_RATE * (ttft_ms - self._ttft_ms)
+        self._predicted_ttft_ms += FIRST_TOKENS_RATE * (request.predicted_ttft_ms - self._predicted_ttft_ms)
 
     def predict_ttft_ms(self, request: Request) -> float:
         """Milliseconds until the first token of ``request``, were it taken now."""
@@ -131,11 +145,13 @@ class Admission:
                 raise _overloaded(f"{name}: {value} with this request, expected at most {bound}", later)
 
     def _check_ttft(self, request: Request, max_ttft_ms: float) -> None:
+        request.predicted_ttft_ms = self.predict_ttft_ms(request)
         ahead, own = self._predict(request, is_cautious=True)
         is_idle = ahead == 0 and not self._scheduler.num_running
-        predicted = MARGIN * (ahead + own)
+        margin = MARGIN * self.slowness
+        predicted = margin * (ahead + own)
         if not is_idle and predicted > max_ttft_ms:
-            later = ahead + own - max_ttft_ms / MARGIN
+            later = self.slowness * (ahead + own) - max_ttft_ms / MARGIN
             raise _overloaded(f"max_ttft_ms: {predicted:.0f} are predicted, expected at most {max_ttft_ms:g}", later)
 
     def _predict(self, request: Request, is_cautious: bool = False) -> tuple[float, float]:

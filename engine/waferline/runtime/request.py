@@ -46,6 +46,7 @@ class Request:
     deadline_ms: int | None = None
     queue_timeout_ms: int | None = None
     arrival_ns: int = 0  # CLOCK_MONOTONIC when it was asked for
+    predicted_ttft_ms: float = 0.0  # when it was admitted, on average; 0 where nothing asks for it
     sequences: list[Sequence] = field(default_factory=list)  # one for each completion, by index
 
     @property

@@ -185,6 +185,8 @@ class RequestRunner:
                 continue
             (outputs if sequence.gathered is None else sequence.gathered).append(delta)
             self.num_output_tokens += 1
+            if sequence.index == 0 and sequence.num_output_tokens == 1:
+                self.admission.begun(sequence.request, (self._clock_ns() - sequence.request.arrival_ns) * 1e-6)
             if delta.finish_reason is not None:
                 self._finish(sequence, delta.finish_reason, outputs)
         self._emit(outputs)
