@@ -157,7 +157,7 @@ LOOPING: dict[str, Any] = {
 def recorder(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordingCore]:
     """An engine with drafts whose steps are said to take as long as makes them pay."""
     update = Scheduler.update
-    monkeypatch.setattr(Scheduler, "update", lambda self, step, num_steps, seconds: update(self, step, num_steps, 1.0))
+    monkeypatch.setattr(Scheduler, "update", lambda self, step, num_steps, *_: update(self, step, num_steps, 1.0))
     with RecordingCore(tiny_model, speculative_config=NGRAM) as recorder:
         yield recorder
 
