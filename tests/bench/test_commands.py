@@ -227,5 +227,6 @@ def test_interference(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None
         assert row["ttft_ms"] > 0
         for phase in ("before", "during", "after"):
             figures = row["itl"][phase]["step"]
-            assert figures["gaps"] == row["itl"][phase]["arrival"]["gaps"] >= 2
-            assert 0 < figures["p50"] <= figures["p99"] <= figures["worst"]
+            assert figures["gaps"] == row["itl"][phase]["arrival"]["gaps"]
+            if figures["gaps"]:  # such short streams may have ended before the prompt comes
+                assert 0 < figures["p50"] <= figures["p99"] <= figures["worst"]
