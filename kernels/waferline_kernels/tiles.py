@@ -220,12 +220,12 @@ def quantize_q4(groups: NDArray[np.float32]) -> tuple[NDArray[np.uint16], NDArra
         is_better = errors < least
         scale, least = np.where(is_better, tried, scale), np.where(is_better, errors, least)
         subscales = np.where(is_better[..., None], chosen, subscales)
-    integers = _q4_codes(subgroups, scale[..., None] * subscales) * subscales[..., None]
+    integers = q4_codes(subgroups, scale[..., None] * subscales) * subscales[..., None]
     squares = _sum_in_order((integers * integers).reshape(groups.shape))
     products = _sum_in_order((integers * subgroups).reshape(groups.shape))
     fitted = products / np.maximum(squares, np.float32(1))  # squares are whole numbers
     scales = bfloat16_bits(fitted)
-    codes = _q4_codes(subgroups, bfloat16_to_float32(scales)[..., None] * subscales) + np.float32(Q4_ZERO_POINT)
+    codes = q4_codes(subgroups, bfloat16_to_float32(scales)[..., None] * subscales) + np.float32(Q4_ZERO_POINT)
     return scales, subscales.astype(np.int8), codes.astype(np.uint8).reshape(groups.shape)
 
 
@@ -243,14 +243,14 @@ def _best_subscales(
     for offset in (-1, 0, 1):
         tried = np.clip(nearest + np.float32(offset), 1, MAX_SUBSCALE) * sign
         steps = divisor * tried
-        error = subgroups - _q4_codes(subgroups, steps) * steps[..., None]
+        error = subgroups - q4_codes(subgroups, steps) * steps[..., None]
         squared_error = _sum_in_order(error * error)
         is_better = squared_error < least
         least, chosen = np.where(is_better, squared_error, least), np.where(is_better, tried, chosen)
     return _sum_in_order(least), chosen
 
 
-def _q4_codes(x: NDArray[np.float32], step: NDArray[np.float32]) -> NDArray[np.float32]:
+def q4_codes(x: NDArray[np.float32], step: NDArray[np.float32]) -> NDArray[np.float32]:
     """``x`` [..., n] times 1 / ``step`` [...], to the nearest in -8 .. 7; a step below ``MIN_STEP`` gives zeros."""
     is_tiny = np.abs(step) < MIN_STEP
     inverse = np.where(is_tiny, np.float32(0), np.float32(1) / np.where(is_tiny, np.float32(1), step))
@@ -275,10 +275,30 @@ def strip_integers(packed: NDArray[np.uint8], k: int, format: TileFormat) -> NDA
     if format.bits == 8:
         return _by_column(lines.view(np.int8), k)
     codes = _by_column(np.concatenate([lines & 15, lines >> 4], axis=-1).view(np.int8), k) - np.int8(Q4_ZERO_POINT)
-    nibbles = by_slot[:, scale_slots, 2 * TILE_N :].reshape(strips, -1, 2, TILE_N)
+    return codes * np.repeat(_subscales(by_slot[:, scale_slots]), SUBGROUP, axis=1)[:, :k]
+
+
+def _subscales(scale_lines: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """The subscales that q4's lines of scales [strips, G, 64] hold: int8 [strips * 16, 4 G]."""
+    strips, groups, _ = scale_lines.shape
+    nibbles = scale_lines[..., 2 * TILE_N :].reshape(strips, groups, 2, TILE_N)
     subscales = np.stack([nibbles & 15, nibbles >> 4], axis=3).transpose(0, 4, 1, 2, 3)  # [strips, 16, G, 2, 2]
     signed = subscales.reshape(strips * TILE_N, -1).astype(np.int8) - np.int8(MAX_SUBSCALE)
-    return codes * np.repeat(signed + (signed >= 0), SUBGROUP, axis=1)[:, :k]
+    return signed + (signed >= 0)
+
+
+def q4_steps(packed: NDArray[np.uint8], k: int) -> NDArray[np.float32]:
+    """What a step between two codes of q4 strips is: subscale times scale, float32 ``[num_strips * 16, 4 G]``."""
+    scale_lines = packed.reshape(len(packed), -1, LINE_BYTES)[:, Q4.line_slots(k)[1]]
+    return _subscales(scale_lines).astype(np.float32) * np.repeat(strip_scales(packed, k, Q4), SUBGROUPS, axis=1)
+
+
+def with_q4_codes(packed: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy of q4 strips ``packed`` that has their scales and other ``codes`` (0..15, ``[num_strips * 16, K]``)."""
+    strips, k = len(packed), codes.shape[1]
+    lines = packed.reshape(strips, -1, LINE_BYTES).copy()
+    lines[:, Q4.line_slots(k)[0]] = _lines(codes.reshape(strips, TILE_N, k), Q4).reshape(strips, -1, LINE_BYTES)
+    return lines.reshape(packed.shape)
 
 
 def _by_column(lines: NDArray[Any], k: int) -> NDArray[Any]:
