@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waferline.fabric.placement import plan_placement
-from waferline.model.load import Model, load_model
+from waferline.model.load import Model, load_model, pack_model
 from waferline.model.tensor_file import LazyWeights
 from waferline.runtime.memory import choose_kv_dtype
 from waferline_kernels.executor import Executor, create_executor
@@ -77,6 +78,16 @@ def load_q4_0(model: str, max_model_len: int | None, is_pure: bool) -> Model:
     )
 
 
+def load_rounded(args: argparse.Namespace) -> Model:
+    if args.dtype == "q4_0":
+        return load_q4_0(args.model, args.max_model_len, args.pure)
+    if not args.calibrate:
+        return load_model(args.model, args.dtype, args.max_model_len)
+    with tempfile.TemporaryDirectory(prefix="waferline-") as folder:  # the file is mapped, and stays until it is not
+        pack_model(args.model, packed := Path(folder) / "model.wafer", args.dtype, calibrate=True)
+        return load_model(packed, max_model_len=args.max_model_len)
+
+
 def make_executor(model: Model, kv_dtype: str, context: int, threads: int | None) -> Executor:
     limits = ExecutorLimits(
         max_num_seqs=1,
@@ -114,18 +125,14 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--dtype", default="q8")
     parser.add_argument("--pure", action="store_true", help="with q4_0: the output matrix too in four bits")
+    parser.add_argument("--calibrate", action="store_true", help="with q4: as `waferline pack --calibrate` packs it")
     parser.add_argument("--kv-dtype", default="auto")
     parser.add_argument("--stories", type=int, default=50)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--max-model-len", type=int, help="shorter than the model's context, to save time and memory")
     args = parser.parse_args()
 
-    models = [
-        load_q4_0(args.model, args.max_model_len, args.pure)
-        if dtype == "q4_0"
-        else load_model(args.model, dtype, args.max_model_len)
-        for dtype in ("f32", args.dtype)
-    ]
+    models = [load_model(args.model, "f32", args.max_model_len), load_rounded(args)]
     context = models[0].max_model_len
     kv_dtypes = ("f32", choose_kv_dtype(args.kv_dtype, args.dtype))
     executors = [

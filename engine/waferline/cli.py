@@ -115,6 +115,11 @@ def make_parser() -> argparse.ArgumentParser:
     pack.add_argument("model", metavar="MODEL", help='a Hugging Face folder, or "demo"')
     pack.add_argument("out", metavar="OUT")
     pack.add_argument("--dtype", help="q4, q8, bf16 or f32; default: q8")
+    pack.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="with q4: round weights for the activations of text that the model writes itself; takes longer",
+    )
     pack.set_defaults(run=run_pack)
 
     inspect = commands.add_parser("inspect", help="show a model's program, and where its weights lie")
@@ -232,7 +237,7 @@ def run_stream(args: argparse.Namespace) -> int:
 def run_pack(args: argparse.Namespace) -> int:
     from .model.load import pack_model
 
-    pack_model(args.model, args.out, args.dtype)
+    pack_model(args.model, args.out, args.dtype, args.calibrate)
     print(f"waferline: wrote {args.out} ({os.path.getsize(args.out) / 1e6:.1f} MB)")
     return 0
 

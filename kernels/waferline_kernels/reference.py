@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .executor import StepwiseExecutor, empty_entries
 from .placement import Placement
-from .program import NO_TENSOR, Buffer, Epilogue, Op, Program
+from .program import NO_TENSOR, Buffer, Epilogue, Op, Program, TensorSpec
 from .ring import Finish
 from .sampling import sample_token, score
 from .sequences import KV_BLOCK_SIZE, NO_LOGPROBS, ExecutorLimits
@@ -36,7 +36,7 @@ def rms_norm(x: Array, weight: Array, eps: np.float32) -> Array:
 def silu(x: Array) -> Array:
     """``x * sigmoid(x)``, elementwise."""
     with np.errstate(over="ignore"):
-        return (x / (np.float32(1) + np.exp(-x))).astype(np.float32)
+        return (x / (np.float32(1) + np.exp(-x))).astype(np.float32, copy=False)
 
 
 def matmul_quantized(
@@ -118,12 +118,7 @@ class ReferenceExecutor(StepwiseExecutor):
 
     def _matmul(self, program: Program, i: np.void) -> None:
         tensor, strips = program.tensors[i["weight"]], self._weights[i["weight"]]
-        source = self._buffers[Buffer(i["src"])]
-        if tensor.format.is_quantized:
-            codes, scales = source
-            y = matmul_quantized(codes, scales, strips, tensor.k, tensor.format)
-        else:
-            y = source @ unpack_matrix(strips, len(strips) * TILE_N, tensor.k, tensor.format).T
+        y = self.product(tensor, strips, self._buffers[Buffer(i["src"])])
         if i["bias"] != NO_TENSOR:
             y[:, : tensor.n] += self._weights[i["bias"]][0]
         if i["epilogue"] == Epilogue.SILU_MUL:
@@ -133,6 +128,15 @@ class ReferenceExecutor(StepwiseExecutor):
         if i["dst_column"]:
             y = np.concatenate([self._buffers[dst], y], axis=1)
         self._buffers[dst] = self._buffers[Buffer.X] + y if i["epilogue"] == Epilogue.ADD else y
+
+    def product(self, tensor: TensorSpec, strips: NDArray[np.uint8], source: Any) -> Array:
+        """``source`` times ``strips``: float32 [M, 16 * num_strips]. ``source`` is float32 [M, K], or of a quantised tensor
+        codes and scales."""
+        if tensor.format.is_quantized:
+            codes, scales = source
+            return matmul_quantized(codes, scales, strips, tensor.k, tensor.format)
+        y: Array = source @ unpack_matrix(strips, len(strips) * TILE_N, tensor.k, tensor.format).T
+        return y
 
     def _rotary(self, program: Program, i: np.void) -> None:
         d, table = self.dims, self._weights[i["weight"]][self._positions]

@@ -122,6 +122,7 @@ def test_a_request_that_fails_is_one_line(server: RunningServer, run: Run, argum
         ),
         (["demo", "--model", "no-such-model"], "no-such-model"),
         (["pack", "no-such-model", "out"], "no-such-model"),
+        (["pack", "demo", "out", "--calibrate"], "calibrate: given with dtype 'q8', expected dtype 'q4'"),
         (["inspect", "no-such-model"], "no-such-model"),
     ],
 )

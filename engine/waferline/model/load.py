@@ -7,18 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from waferline_kernels.program import Program
+from waferline_kernels.tiles import Q4
 
 from ..demo import MODEL_DIR
+from .calibration import calibrated_strips
 from .checkpoint import Checkpoint, read_side_files
 from .compile import compile_program
 from .dtypes import DTYPES
 from .errors import ModelError
 from .fields import Fields
-from .packed import PackedFile, write_packed
-from .packing import checkpoint_weights
+from .packed import NOT_CALIBRATED, PackedFile, write_packed
+from .packing import checkpoint_weights, tensor_packers
 from .spec import ModelConfig, parse_config
 from .tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 
@@ -82,16 +85,32 @@ def load_model(model: str | Path, dtype: str | None = None, max_model_len: int |
     )
 
 
-def pack_model(model: str | Path, out: str | Path, dtype: str | None = None) -> None:
+def pack_model(model: str | Path, out: str | Path, dtype: str | None = None, calibrate: bool = False) -> None:
     """Write the packed file ``out`` of ``"demo"`` or of a Hugging Face folder, its matrices in ``dtype`` (default q8).
 
-    Raises ModelError for a model that cannot be loaded or is packed already, and for an ``out`` that cannot be written.
+    With ``calibrate``, which is for q4, codes are rounded for the inputs that matrices have in text that the model writes
+    itself: a better model of the same size, and slower to make (see ``calibration.py``).
+
+    Raises ModelError for a model that cannot be loaded or is packed already, for an ``out`` that cannot be written, and
+    for arguments that do not go together.
     """
     folder = MODEL_DIR if model == DEMO else Path(model)
     if not folder.is_dir():
         raise ModelError(f"model: {str(model)!r}, expected {DEMO!r} or a Hugging Face folder")
     Tokenizer.from_folder(folder)
-    write_packed(folder, Path(out), _checked_dtype(dtype or DEFAULT_DTYPE))
+    dtype = _checked_dtype(dtype or DEFAULT_DTYPE)
+    if calibrate and DTYPES[dtype].format is not Q4:
+        raise ModelError(f"calibrate: given with dtype {dtype!r}, expected dtype 'q4': other formats need none")
+    write_packed(folder, Path(out), dtype, _calibrated(folder, dtype) if calibrate else NOT_CALIBRATED)
+
+
+def _calibrated(folder: Path, dtype: str) -> dict[str, NDArray[np.uint8]]:
+    loaded = load_model(folder, dtype)
+    packers = tensor_packers(Checkpoint(folder), loaded.config, loaded.program)
+    first_token = next(iter(loaded.tokenizer.encode("")), loaded.bos_token_id or 0)
+    return calibrated_strips(
+        loaded.program, loaded.weights, packers, first_token, loaded.eos_token_ids, loaded.max_model_len
+    )
 
 
 def _checked_dtype(dtype: str) -> str:

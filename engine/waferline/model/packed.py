@@ -11,22 +11,27 @@ Its metadata::
     group           "128"                       the K that share one of its scales (0: none), and
     overrides       {"kv": "q8", ...}           matrices, by role, in another format
     sources         {"model.safetensors": ...}  SHA-256 of every file it was made from
+    calibration     "gptq, 8192 tokens"         how codes were rounded, where not each to the nearest (calibration.py)
     waferline       "0.1.0"                     the version that packed it
 
-The same sources packed by the same version give the same bytes.
+The same sources packed by the same version give the same bytes; calibrated ones do on the same machine.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 
 from waferline_kernels.program import Program, TensorSpec
 
+from .calibration import CALIBRATION
 from .checkpoint import OPTIONAL_FILES, REQUIRED_FILES, Checkpoint, file_sha256, read_side_files
 from .compile import compile_program
 from .dtypes import DTYPES, Dtype
@@ -40,11 +45,15 @@ from .tensor_file import LazyWeights, TensorFile, TensorInfo, array_block, write
 
 FORMAT = "waferline-packed"
 FORMAT_VERSION = "2"
+NOT_CALIBRATED: Mapping[str, NDArray[np.uint8]] = MappingProxyType({})
 _NO_DIGEST = "0" * 64  # until a source is hashed
 
 
-def write_packed(folder: Path, out: Path, dtype: str) -> None:
-    """Pack the Hugging Face folder ``folder`` into the file ``out``, its matrices in ``dtype``.
+def write_packed(
+    folder: Path, out: Path, dtype: str, calibrated: Mapping[str, NDArray[np.uint8]] = NOT_CALIBRATED
+) -> None:
+    """Pack the Hugging Face folder ``folder`` into the file ``out``, its matrices in ``dtype``, but for the strips that are
+    ``calibrated``, by tensor.
 
     Raises ModelError for a folder that cannot be loaded and for an ``out`` that cannot be written.
     """
@@ -63,15 +72,18 @@ def write_packed(folder: Path, out: Path, dtype: str) -> None:
             "group": str(DTYPES[dtype].format.group),
             "overrides": _overrides(DTYPES[dtype]),
             "sources": json.dumps(digests, sort_keys=True),
+            **({"calibration": CALIBRATION} if calibrated else {}),
             "waferline": _waferline_version(),
         }
 
     def digest(name: str) -> None:
         digests[name] = file_sha256(folder / name)
 
-    bar = ProgressBar("packing", sum(packer.spec.nbytes for packer in packers.values()))
+    bar = ProgressBar("packing", sum(packer.spec.nbytes for name, packer in packers.items() if name not in calibrated))
     infos = _packed_tensors(program)
-    blocks = {name: packers[name].blocks(bar) for name in infos}
+    blocks = {
+        name: [array_block(calibrated[name])] if name in calibrated else packers[name].blocks(bar) for name in infos
+    }
     side_files = {name: [array_block(np.frombuffer(data, np.uint8))] for name, data in files.items()}
     side_infos = {name: TensorInfo("U8", (len(data),)) for name, data in files.items()}
     hashing = [partial(digest, name) for name in digests]

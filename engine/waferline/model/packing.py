@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from waferline_kernels.packing import pack_matrix
 from waferline_kernels.program import Program, TensorSpec
-from waferline_kernels.tiles import TILE_N, interleave_strips
+from waferline_kernels.tiles import TILE_N, interleave_strips, num_strips
 
 from .checkpoint import Checkpoint
 from .errors import ModelError
@@ -93,6 +93,11 @@ class TensorPacker:
             bar.close()
             raise
         return whole.view(np.float32)[None] if self.spec.is_table else whole.reshape(-1, self.spec.strip_bytes)
+
+    def matrices(self) -> list[NDArray[np.float32]]:
+        """What is packed: float32 [n, k]; of an interleaved tensor both halves."""
+        parts: list[Iterable[int]] = [(0,), (1,)] if self.spec.interleaved else [range(len(self._names))]
+        return [self._rows(part, 0, num_strips(self.spec.n)) for part in parts]
 
     def _made(self, bar: ProgressBar, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
         try:
