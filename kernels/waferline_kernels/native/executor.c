@@ -128,40 +128,35 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
     e->kernels->matmul[tensor->format](&m);
 }
 
-/* Rotates x[head_dim] in place, halves convention; cos and sin [head_dim / 2]. */
-static void rotate(float *restrict x, const float *cos, const float *sin, int32_t head_dim) {
-    const int32_t half = head_dim / 2;
-    float first[MAX_HEAD_DIM / 2], second[MAX_HEAD_DIM / 2]; /* copies, so that the loop can be vectorised */
-    memcpy(first, x, half * sizeof *x);
-    memcpy(second, x + half, half * sizeof *x);
-    for (int32_t d = 0; d < half; d++) {
-        x[d] = first[d] * cos[d] - second[d] * sin[d];
-        x[d + half] = second[d] * cos[d] + first[d] * sin[d];
-    }
+static int64_t ceil_div(int64_t a, int64_t b) {
+    return a > 0 ? (a + b - 1) / b : 0;
 }
 
+/* Of the line of (head, row), heads outermost, the heads of row r that lie in `part`. */
+static Range heads_of_row(const Executor *e, Range part, int32_t r) {
+    return (Range){ceil_div(part.begin - r, e->num_rows), ceil_div(part.end - r, e->num_rows)};
+}
+
+/* Shared out by heads, as attention is: what a worker writes is mostly what it reads then. */
 static void rotate_and_store(const Executor *e, const Instruction *i, int worker) {
     const Dims *d = &e->dims;
     const Tensor *rope = &e->tensors[i->weight];
-    const int32_t heads = d->heads + d->kv_heads; /* of a row: queries, then keys with their values */
-    const Range range = share_of((int64_t)e->num_rows * heads, worker, e->num_workers);
-    for (int64_t at = range.begin; at < range.end; at++) {
-        const Row *row = &e->rows[at / heads];
-        const int32_t head = at % heads, kv_head = head - d->heads;
-        const float *cos = rope->table + row->position * rope->table_stride, *sin = cos + d->head_dim / 2;
-        float *qkv = e->buffers[BUFFER_QKV] + at / heads * e->strides[BUFFER_QKV]; /* [q heads, k heads, v heads][head_dim] */
-        float *x = qkv + head * d->head_dim;
-        rotate(x, cos, sin, d->head_dim);
-        if (kv_head < 0) continue;
+    const Range queries = share_of((int64_t)d->heads * e->num_rows, worker, e->num_workers);
+    const Range keys = share_of((int64_t)d->kv_heads * e->num_rows, worker, e->num_workers);
+    for (int32_t r = 0; r < e->num_rows; r++) {
+        const Row *row = &e->rows[r];
+        const Range q = heads_of_row(e, queries, r), k = heads_of_row(e, keys, r);
         const int64_t block_at = (int64_t)row->slot * e->limits.max_blocks_per_seq + row->position / KV_BLOCK_SIZE;
         const int32_t block = e->sequences.block_tables[block_at];
-        e->kernels->store_kv[e->kv_format](x, x + d->kv_heads * d->head_dim, d->head_dim, kv_tile(e, i->layer, block, kv_head),
-                                           row->position % KV_BLOCK_SIZE);
+        const float *angles = rope->table + row->position * rope->table_stride;
+        float *qkv = e->buffers[BUFFER_QKV] + r * e->strides[BUFFER_QKV]; /* [q heads, k heads, v heads][head_dim] */
+        float *key = qkv + (d->heads + k.begin) * d->head_dim;
+        e->kernels->rotate(qkv + q.begin * d->head_dim, q.end - q.begin, angles, d->head_dim);
+        e->kernels->rotate(key, k.end - k.begin, angles, d->head_dim);
+        for (int32_t head = k.begin; head < k.end; head++, key += d->head_dim)
+            e->kernels->store_kv[e->kv_format](key, key + d->kv_heads * d->head_dim, d->head_dim,
+                                               kv_tile(e, i->layer, block, head), row->position % KV_BLOCK_SIZE);
     }
-}
-
-static int64_t ceil_div(int64_t a, int64_t b) {
-    return a > 0 ? (a + b - 1) / b : 0;
 }
 
 /* Rows of one sequence that attention computes together. */

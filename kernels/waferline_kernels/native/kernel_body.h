@@ -48,6 +48,7 @@ const KernelTable NAMED(kernels) = {
 #endif
     .rms_norm = NAMED(rms_norm),
     .quantize = NAMED(quantize),
+    .rotate = NAMED(rotate),
     .store_kv =
         {
             [KV_F32] = NAMED(store_kv_f32),

@@ -1,9 +1,34 @@
-/* The KV cache's formats: writing one token's key and value into a tile; see kv_cache.py for the tiles. */
+/* Rotary embedding, and writing one token's key and value into a tile of each KV format; see kv_cache.py for the tiles. */
 #ifndef WAFERLINE_KERNEL_KV_H
 #define WAFERLINE_KERNEL_KV_H
 
 #include "kernel_vectors.h"
 #include "kernels.h"
+
+/* In place, each half with the other. */
+static void NAMED(rotate)(float *x, int32_t heads, const float *angles, int32_t head_dim) {
+    const int32_t half = head_dim / 2;
+    const float *cos = angles, *sin = angles + half;
+    for (int32_t head = 0; head < heads; head++, x += head_dim) {
+        float *first = x, *second = x + half;
+        int32_t d = 0;
+        for (; d + 16 <= half; d += 16) {
+            const Float16 a = load16(first + d), b = load16(second + d), c = load16(cos + d), s = load16(sin + d);
+            Float16 y, z;
+            EACH(p) {
+                y.v[p] = a.v[p] * c.v[p] - b.v[p] * s.v[p];
+                z.v[p] = b.v[p] * c.v[p] + a.v[p] * s.v[p];
+            }
+            store16(first + d, y);
+            store16(second + d, z);
+        }
+        for (; d < half; d++) {
+            const float a = first[d], b = second[d];
+            first[d] = a * cos[d] - b * sin[d];
+            second[d] = b * cos[d] + a * sin[d];
+        }
+    }
+}
 
 static void NAMED(store_kv_f32)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
     float *keys = (float *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [head_dim][16], [16][value_stride] */
@@ -41,7 +66,16 @@ static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t h
     to_finite_bfloat16(key, head_dim, bits);
     for (int d = 0; d < head_dim; d += 2) memcpy(keys + d * KV_BLOCK_SIZE + token * 2, bits + d, 2 * sizeof *bits);
     to_finite_bfloat16(value, head_dim, bits);
+    /* No byte but its own: another worker may be writing the other token of the pairs. */
+#if LANES == 16
+    for (int d = 0; d < stride; d += 16) {
+        const __m512i half = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(bits + d)));
+        const __m512i pairs = token % 2 ? _mm512_slli_epi32(half, 16) : half;
+        _mm512_mask_storeu_epi16(values + (token / 2 * stride + d) * 2, token % 2 ? 0xAAAAAAAA : 0x55555555, pairs);
+    }
+#else
     for (int d = 0; d < head_dim; d++) values[(token / 2 * stride + d) * 2 + token % 2] = bits[d];
+#endif
 }
 
 /* codes[n], to whole vectors, = x[n] / scale, at most 127 either way; returns the scale. tiles.quantize_rows, bit for bit. */

@@ -105,6 +105,8 @@ typedef struct {
     void (*rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y);
     /* one row: x[k] -> codes[k], scales[groups], sums[groups][SUBGROUPS] */
     void (*quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums);
+    /* x[heads][head_dim] in place, halves convention; angles: the cosines [head_dim / 2], then the sines */
+    void (*rotate)(float *x, int32_t heads, const float *angles, int32_t head_dim);
     /* one token's key[head_dim] and value[head_dim], rounded, into its tile; by the KV cache's format, as `attend` */
     void (*store_kv[NUM_KV_FORMATS])(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token);
     void (*attend[NUM_KV_FORMATS])(const Attention *);
