@@ -170,8 +170,16 @@ static int64_t attention_cost(int32_t position, int32_t rows) {
     return (int64_t)rows * (position + rows + KV_BLOCK_SIZE);
 }
 
-/* Query heads first .. last - 1 of `rows` rows from row `r` on, a KV head's together. */
-static void attend_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first, int32_t last) {
+static void attend_pending(const Executor *e, Attention *attention, const Attention *next) {
+    if (attention->rows == 0) return;
+    attention->next = next;
+    e->kernels->attend[e->kv_format](attention);
+}
+
+/* Query heads first .. last - 1 of `rows` rows from row `r` on, a KV head's together. The last is left in `pending` until it
+ * is known what comes after it. */
+static void attend_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first,
+                         int32_t last, Attention *pending) {
     const Dims *d = &e->dims;
     const Row *row = &e->rows[r];
     for (int32_t head = first, end; head < last; head = end) {
@@ -193,7 +201,8 @@ static void attend_heads(const Executor *e, const Instruction *i, int worker, in
             .head_dim = d->head_dim,
             .scratch = e->workers[worker].attention,
         };
-        e->kernels->attend[e->kv_format](&attention);
+        attend_pending(e, pending, &attention);
+        *pending = attention;
     }
 }
 
@@ -209,14 +218,16 @@ static void attend(const Executor *e, const Instruction *i, int worker) {
             head_cost += attention_cost(e->spans[s].start + j, left < together ? left : together);
         }
     const Range line = share_of(e->dims.heads * head_cost, worker, e->num_workers);
+    Attention pending = {.rows = 0};
     for (int32_t s = 0, r = 0; s < e->num_spans; s++)
         for (int32_t j = 0; j < e->spans[s].count; j += together) {
             const int32_t left = e->spans[s].count - j, rows = left < together ? left : together;
             const int32_t first = ceil_div(line.begin - before, head_cost), last = ceil_div(line.end - before, head_cost);
-            attend_heads(e, i, worker, r, rows, first, last);
+            attend_heads(e, i, worker, r, rows, first, last, &pending);
             before += attention_cost(e->spans[s].start + j, rows);
             r += rows;
         }
+    attend_pending(e, &pending, NULL);
 }
 
 static int row_takes_largest(const Executor *e, int32_t wanted) {

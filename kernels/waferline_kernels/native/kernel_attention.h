@@ -31,6 +31,8 @@ typedef struct {
     int32_t vectors, first, begin; /* vectors before `first` end before the chunk, which begins at token `begin` */
     int32_t blocks;                /* of the chunk that any vector needs */
     const uint8_t *keys[CHUNK_BLOCKS], *values[CHUNK_BLOCKS];
+    int32_t next_blocks;           /* of the chunk after it */
+    const uint8_t *next_keys[CHUNK_BLOCKS];
 } Scratch;
 
 INLINE Scratch carve_scratch(const Attention *t) {
@@ -261,17 +263,22 @@ INLINE Scratch begin_attention(const Attention *t) {
     return s;
 }
 
+/* The tiles of the chunk that begins at token `begin`; how many there are. */
+INLINE int find_tiles(const Attention *t, int begin, const uint8_t **tiles) {
+    const int blocks = blocks_of(smaller_of(t->position + t->rows - begin, CHUNK_TOKENS));
+    for (int b = 0; b < blocks; b++) tiles[b] = t->kv + t->block_table[begin / KV_BLOCK_SIZE + b] * t->block_stride;
+    return blocks;
+}
+
 /* Move to the chunk that begins at token `begin`; whether there is one. */
 INLINE int enter_chunk(const Attention *t, Scratch *s, int begin, int64_t value_bytes) {
-    const int end = t->position + t->rows;
+    const int end = t->position + t->rows, next = begin + CHUNK_TOKENS;
     if (begin >= end) return 0;
     s->begin = begin;
-    s->blocks = blocks_of(smaller_of(end - begin, CHUNK_TOKENS));
+    s->blocks = find_tiles(t, begin, s->keys);
     s->first = (begin > t->position ? begin - t->position : 0) * t->heads;
-    for (int b = 0; b < s->blocks; b++) {
-        s->keys[b] = t->kv + t->block_table[begin / KV_BLOCK_SIZE + b] * t->block_stride;
-        s->values[b] = s->keys[b] + value_bytes;
-    }
+    for (int b = 0; b < s->blocks; b++) s->values[b] = s->keys[b] + value_bytes;
+    s->next_blocks = next < end ? find_tiles(t, next, s->next_keys) : t->next ? find_tiles(t->next, 0, s->next_keys) : 0;
     return 1;
 }
 

@@ -65,6 +65,15 @@ INLINE void prefetch_values(const uint8_t *values) {
     for (int line = 0; line < 8; line++) __builtin_prefetch(values + line * LINE_BYTES);
 }
 
+/* And, while the values of block b are multiplied, for its part of the next chunk's keys, be they the next sequence's:
+ * one row of each of 32 sequences takes a tenth less time over keys and values from DRAM. Asking for the next values too,
+ * into L2, brings no more; for chunks of many vectors it brings nothing. */
+INLINE void prefetch_next_keys(const Scratch *s, int b) {
+    const int64_t key_bytes = s->values[0] - s->keys[0];
+    for (int n = b * s->next_blocks / s->blocks; n < (b + 1) * s->next_blocks / s->blocks; n++)
+        for (int64_t i = 0; i < key_bytes; i += LINE_BYTES) __builtin_prefetch(s->next_keys[n] + i);
+}
+
 /* weights[v .. v + 15][block .. block + columns - 1][16 tokens] = queries . keys */
 INLINE void score_tiles(const Attention *t, const Scratch *s, const int columns, int v, int block) {
     const int bytes = query_bytes(t->head_dim);
@@ -107,6 +116,7 @@ INLINE void weigh_tiles(const Scratch *s, const int columns, int v, int d, int b
     }
     for (int at = 0; at < blocks * LINE_BYTES; at += LINE_BYTES / 2) {
         _tile_loadd(5, weights + at, WEIGHTS_BYTES);
+        if (s->vectors <= TILE_ROWS && d == 0 && at % LINE_BYTES == 0) prefetch_next_keys(s, at / LINE_BYTES);
         ADD(0) ADD(1) ADD(2) ADD(3)
     }
 #undef ADD

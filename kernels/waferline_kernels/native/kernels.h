@@ -55,7 +55,7 @@ enum { MOST_RESIDENT_BYTES = 3 << 20 };
 enum { ARENA_SLACK = 1024 };
 
 /* Some of the query heads that share a KV head, over consecutive rows of one sequence. */
-typedef struct {
+typedef struct Attention {
     const uint8_t *kv;          /* the KV head's tile of block 0 */
     int64_t block_stride;       /* bytes to its tile of the next block */
     const int32_t *block_table; /* the sequence's */
@@ -66,6 +66,7 @@ typedef struct {
     int32_t rows, heads;        /* rows * heads <= ATTEND_VECTORS */
     int32_t head_dim;
     float *scratch;             /* [attend_scratch_floats(head_dim)] aligned to 64 bytes */
+    const struct Attention *next; /* what the worker does after it, whose first keys it asks for, or NULL */
 } Attention;
 
 /* Query vectors that attention takes together, and to spare: the last of its registers may reach so far. */
