@@ -235,7 +235,7 @@ INLINE void multiply_strips(const Matmul *m, const TileRows *rows, int first, in
 
 /* Blocks of rows whose codes stay in L2 while all strips pass over them. */
 INLINE void multiply_row_blocks(const Matmul *m, const TileRows *rows, const int tile_rows, const int format) {
-    const int fitting = (int)(MOST_RESIDENT_CODES / (2 * tile_rows * m->act.codes_stride)) * 2;
+    const int fitting = MOST_RESIDENT_CODES / (2 * tile_rows * m->k) * 2;
     const int block = fitting > 2 ? fitting : 2;
     configure_tiles(tile_rows);
     for (int first = 0; first < rows->tiles; first += block)
