@@ -74,6 +74,18 @@ def test_a_matmul_equals_numpy(target: str, format: TileFormat, shape: tuple[int
             np.testing.assert_allclose(results[0], results[1], rtol=0, atol=2e-4 if format is BF16 else 1e-4)
 
 
+@pytest.mark.parametrize("format", [Q8, Q4], ids=lambda f: f.name)
+def test_rows_that_do_not_fit_a_cache_are_multiplied_in_blocks(target: str, format: TileFormat) -> None:
+    model, rows = matmul_program(40, 8200, format), 165
+    results = []
+    for name in ("reference", target):
+        with executor_of(name, model, max_model_len=rows, max_num_batched_tokens=rows, max_num_logits=rows) as executor:
+            fill_slot(executor, 0, [i % 40 for i in range(rows)])
+            executor.run(model[0], spans((0, 0, rows, rows)), 1)
+            results.append(logits_of(executor, model[0], rows))
+    assert (results[0] == results[1]).all()
+
+
 @pytest.mark.parametrize("format", FORMATS, ids=lambda f: f.name)
 @pytest.mark.parametrize("dims", SHAPES, ids=lambda d: f"{d.heads}x{d.head_dim}")
 def test_a_whole_program_agrees_with_the_reference(target: str, format: TileFormat, dims: Dims) -> None:

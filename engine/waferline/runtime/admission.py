@@ -34,9 +34,7 @@ from .request import Request
 from .scheduler import Scheduler
 
 MARGIN = 1.15  # over what is predicted: for how far off the cost model is
-CAUTION = (
-    2.0  # standard deviations of a normal distribution: how likely slots come free in the time that is reckoned with
-)
+CAUTION = 2.0  # standard deviations: how likely slots come free within the time that is reckoned with
 FIRST_TOKENS_RATE = 1 / 16  # by which what first tokens took over what was predicted follows, after as many
 OUTPUT_TOKENS_RATE = 1 / 32  # by which the average length of completions follows, after as many
 
@@ -162,8 +160,9 @@ class Admission:
         turns = max(0.0, num_ahead + 1 - self._num_free_slots())
         if is_cautious:
             turns = cautious_turns(turns)
-        ahead = self._milliseconds(num_tokens, attended / max(1, num_tokens), turns, num_ahead / 2)
-        return ahead, self._milliseconds(num_own, num_own / 2, 0, num_ahead)
+        slack = MARGIN if is_cautious else 1.0
+        ahead = self._milliseconds(num_tokens, attended / max(1, num_tokens), turns, num_ahead / 2, slack)
+        return ahead, self._milliseconds(num_own, num_own / 2, 0, num_ahead, slack)
 
     def _ahead_of(self, request: Request) -> tuple[float, float, float]:
         """What goes before ``request``: completions that wait; tokens of prompts, those that run included; and the tokens
@@ -185,9 +184,12 @@ class Admission:
             attended += rows * (sequence.num_computed_tokens + rows / 2)
         return num_ahead, num_tokens, attended
 
-    def _milliseconds(self, num_tokens: float, attended: float, turns: float, num_joining: float = 0) -> float:
+    def _milliseconds(
+        self, num_tokens: float, attended: float, turns: float, num_joining: float = 0, slack: float = 1.0
+    ) -> float:
         """The time to compute ``num_tokens`` of prompts, each of which attends to ``attended`` on average, beside what is
-        running and ``num_joining`` completions more, and until ``turns`` completions have ended."""
+        running and ``num_joining`` completions more, and until ``turns`` completions have ended. Decoding may take ``slack``
+        times what is predicted, which leaves prompts so much less of a step that is bounded."""
         running = self._scheduler.running
         decoding = max(1, min(self._limits.max_num_seqs, len(running) + int(num_joining)))
         context = max(1, sum(sequence.num_tokens for sequence in running))
@@ -200,7 +202,7 @@ class Admission:
         target = self._scheduler.target
         if target is not None and row > 0:
             budget = target.budget_ms(StepShape.of(decoding, context, decoding))
-            room = min(room, max(1.0, (budget - step) / row))
+            room = min(room, max(1.0, (budget - slack * step) / row))
         num_concurrent = decoding if self._scheduler.is_out_of_blocks else self._limits.max_num_seqs
         # Before the first completion ends, all that has been generated counts as one.
         length = self.num_output_tokens if self._num_ended else sum(sequence.num_output_tokens for sequence in running)
