@@ -73,6 +73,16 @@ def test_when_stalls_cease_the_plan_comes_back(rate: float, longest_ms: float, s
     assert machine.stalls.planned_ms == MOST_MS
 
 
+def test_short_steps_in_time_say_less_of_long_ones() -> None:
+    plans = []
+    for predicted_ms in (MOST_MS / 4, MOST_MS):
+        stalls = Stalls(TARGET_MS)
+        stalls.observe(predicted_ms, [predicted_ms] * round(20e3 / predicted_ms))
+        stalls.observe(predicted_ms, [predicted_ms + 20.0] * 2)
+        plans.append(stalls.planned_ms)
+    assert plans[0] < plans[1]
+
+
 def test_a_single_stall_changes_nothing() -> None:
     stalls = Stalls(TARGET_MS)
     stalls.observe(10.0, [10.0, 500.0, 10.0])

@@ -188,8 +188,8 @@ class Admission:
         self, num_tokens: float, attended: float, turns: float, num_joining: float = 0, slack: float = 1.0
     ) -> float:
         """The time to compute ``num_tokens`` of prompts, each of which attends to ``attended`` on average, beside what is
-        running and ``num_joining`` completions more, and until ``turns`` completions have ended. Decoding may take ``slack``
-        times what is predicted, which leaves prompts so much less of a step that is bounded."""
+        running and ``num_joining`` completions more, and until ``turns`` completions have ended. Decoding may take
+        ``slack`` times what is predicted, which leaves prompts so much less of a step that is bounded."""
         running = self._scheduler.running
         decoding = max(1, min(self._limits.max_num_seqs, len(running) + int(num_joining)))
         context = max(1, sum(sequence.num_tokens for sequence in running))

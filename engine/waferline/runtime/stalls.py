@@ -43,10 +43,11 @@ class Stalls:
 
     def observe(self, predicted_ms: float, gaps_ms: Collection[float]) -> None:
         """Learn from steps in a row that were predicted to take ``predicted_ms`` each: streams waited ``gaps_ms`` for their
-        tokens."""
+        tokens. That short steps are not late says less of long ones, whose predictions are wrong by more: their time
+        counts for less."""
         total_ms = sum(gaps_ms)
         forgetting = math.exp(-total_ms / MEMORY_MS)
-        self._running_ms = self._running_ms * forgetting + total_ms
+        self._running_ms = self._running_ms * forgetting + total_ms * min(1.0, predicted_ms / float(self._plans_ms[0]))
         self._num_late *= forgetting
         for gap_ms in gaps_ms:
             excess_ms = gap_ms - predicted_ms - self._least_excess_ms
