@@ -79,7 +79,9 @@ def test_rows_that_do_not_fit_a_cache_are_multiplied_in_blocks(target: str, form
     model, rows = matmul_program(40, 8200, format), 165
     results = []
     for name in ("reference", target):
-        with executor_of(name, model, max_model_len=rows, max_num_batched_tokens=rows, max_num_logits=rows) as executor:
+        with executor_of(
+            name, model, max_model_len=rows + 1, max_num_batched_tokens=rows, max_num_logits=rows
+        ) as executor:
             fill_slot(executor, 0, [i % 40 for i in range(rows)])
             executor.run(model[0], spans((0, 0, rows, rows)), 1)
             results.append(logits_of(executor, model[0], rows))
