@@ -101,6 +101,15 @@ def test_the_worked_example() -> None:
     assert bench.admission._predict(request)[0] == pytest.approx(200 / 8 * 5 + 1999 * 0.1)
 
 
+def predicted_and_taken_ms(bench: Bench, request: Request) -> tuple[float, float]:
+    """Until the first token of ``request``, accepted now."""
+    predicted, begin = bench.admission.predict_ttft_ms(request), bench.milliseconds
+    bench.accept(request)
+    while request.num_output_tokens == 0:
+        bench.step()
+    return predicted, bench.milliseconds - begin
+
+
 @pytest.mark.parametrize(("prompt", "output", "seqs"), [(300, 2, 32), (10, 100, 4), (100, 50, 8)])
 def test_the_predicted_time_is_about_what_it_takes(prompt: int, output: int, seqs: int) -> None:
     bench = Bench(seqs=seqs)
@@ -112,11 +121,8 @@ def test_the_predicted_time_is_about_what_it_takes(prompt: int, output: int, seq
     for number in range(100, 100 + 2 * seqs):
         bench.accept(make_request(prompt_of(number, prompt), output, seed=number))
     last = make_request(prompt_of(200, prompt), output)
-    predicted, begin = bench.admission.predict_ttft_ms(last), bench.milliseconds
-    bench.accept(last)
-    while last.num_output_tokens == 0:
-        bench.step()
-    assert bench.milliseconds - begin == pytest.approx(predicted, rel=0.25)
+    predicted, taken = predicted_and_taken_ms(bench, last)
+    assert taken == pytest.approx(predicted, rel=0.25)
 
 
 def test_a_short_prompt_waits_long_behind_long_ones() -> None:
@@ -126,11 +132,8 @@ def test_a_short_prompt_waits_long_behind_long_ones() -> None:
         bench.accept(make_request(prompt_of(number, 1800), 40, seed=number))
     bench.step()
     last = make_request([1, 2, 3], 10)
-    predicted, begin = bench.admission.predict_ttft_ms(last), bench.milliseconds
-    bench.accept(last)
-    while last.num_output_tokens == 0:
-        bench.step()
-    assert bench.milliseconds - begin == pytest.approx(predicted, rel=0.1)
+    predicted, taken = predicted_and_taken_ms(bench, last)
+    assert taken == pytest.approx(predicted, rel=0.1)
 
 
 def test_what_takes_longer_than_predicted_is_reckoned_with() -> None:
