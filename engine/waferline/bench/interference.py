@@ -7,8 +7,8 @@ submission and its first token), and after. Each is taken by two clocks: when th
 the prompt has to wait: its time to first token (TTFT) stands beside them.
 
 What no scheduler can help stands in a row of its own, ``same step``: a step of the same streams and of as many rows of the
-prompt as the target leaves time for, repeated on a bare executor. All of these would take the same time on a machine that
-never stalls; their p99 over their p50 is the machine's part of the p99 during.
+prompt as the target leaves time for, repeated on a bare executor afterwards. All of these would take the same time on a
+machine that never stalls. It is a hint, not a bound: stalls come and go, and the row can be worse than the streams were.
 
 The target ``auto`` is just above the p99 of the same streams when nothing disturbs them, over ``undisturbed_tokens``
 tokens of each: as they grow they slow down by themselves, and a target below what they then reach cannot be met.

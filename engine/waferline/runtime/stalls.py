@@ -1,8 +1,8 @@
 """Stalls: how long a step may be planned to take so that hardly any token is late, although the machine stops at times.
 
 Tokens come later than their step was predicted to end: a virtual machine's host takes a core away for some milliseconds,
-another process runs, Python is busy, a prediction is wrong. Such *excesses* come at a rate for each second of running,
-whatever is being run, so a step that is planned for d ms ends beyond TOLERANCE times the target t with a chance of about
+another process runs, Python is busy, a prediction is wrong. Such *excesses* come at a rate for each second of running, so
+a step that is planned for d ms ends beyond TOLERANCE times the target t with a chance of about
 
     d * rate(TOLERANCE * t - d)        rate(x): excesses longer than x, for each millisecond
 
