@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from waferline.bench import kernels, same_step
+from waferline.bench import kernels
 from waferline.bench.batch import Batch, ZeroWeights, placed
 from waferline.bench.kernels import Footprint
 from waferline.cli import main
@@ -208,8 +208,7 @@ def test_inspect_predicts_a_step(capsys: Captured, fabric: str) -> None:
     assert "fabric: 'tpu', expected one of host, wse3" in capsys.readouterr().err
 
 
-def test_interference(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(same_step, "REPEATS", 5)
+def test_interference(capsys: Captured) -> None:
     arguments = ("--model", str(TIED), "--streams", "2", "--prompt-tokens", "60", "--tokens", "5", "--repeats", "1")
     result = run_json(
         capsys, "interference", *arguments, "--undisturbed-tokens", "5", "--itl-target-ms", "40,auto", "--threads", "1"
@@ -218,11 +217,6 @@ def test_interference(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None
     assert without["itl_target_ms"] is None
     assert fixed["itl_target_ms"] == 40
     assert auto["itl_target_ms"] > 0
-    assert without["same_step"] is None
-    for row in (fixed, auto):
-        figures = row["same_step"]
-        assert figures["gaps"] == 5
-        assert 0 < figures["p50"] <= figures["p99"] <= figures["worst"]
     for row in result["results"]:
         assert row["ttft_ms"] > 0
         for phase in ("before", "during", "after"):

@@ -16,6 +16,7 @@ from waferline.fabric.residency import fill_cores
 from waferline.fabric.spec import wse3
 from waferline.model.load import Model, load_model
 from waferline.runtime.admission import AdmissionLimits
+from waferline.runtime.stalls import PLANNED_SHARE
 from waferline_kernels.sequences import ExecutorLimits
 
 TINY_MODEL = Path(__file__).parents[1] / "fixtures" / "qwen2"
@@ -101,7 +102,7 @@ def test_steps_that_take_what_is_predicted_leave_the_whole_target_to_plan_with(m
     simulation = make_simulation(model, itl_target_ms=0.02)
     simulation.run(make_workload(make_trace(100), 0.1, 0))
     assert simulation.scheduler.target is not None
-    assert simulation.scheduler.target.stalls.planned_ms == 0.9 * 0.02
+    assert simulation.scheduler.target.stalls.planned_ms == PLANNED_SHARE * 0.02
 
 
 def test_an_arrival_wakes_a_run_of_many_steps(model: Model) -> None:

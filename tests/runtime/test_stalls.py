@@ -79,6 +79,7 @@ def test_short_steps_in_time_say_less_of_long_ones() -> None:
         stalls = Stalls(TARGET_MS)
         stalls.observe(predicted_ms, [predicted_ms] * round(20e3 / predicted_ms))
         stalls.observe(predicted_ms, [predicted_ms + 20.0] * 2)
+        stalls.observe(predicted_ms, [predicted_ms] * round(6e3 / predicted_ms))
         plans.append(stalls.planned_ms)
     assert plans[0] < plans[1]
 

@@ -6,10 +6,6 @@ submission and its first token), and after. Each is taken by two clocks: when th
 (``Delta.time_ns``), and when the token arrived at the engine's caller, in the same process. What the streams are spared
 the prompt has to wait: its time to first token (TTFT) stands beside them.
 
-What no scheduler can help stands in a row of its own, ``same step``: a step of the same streams and of as many rows of the
-prompt as the target leaves time for, repeated on a bare executor afterwards. All of these would take the same time on a
-machine that never stalls. It is a hint, not a bound: stalls come and go, and the row can be worse than the streams were.
-
 The target ``auto`` is just above the p99 of the same streams when nothing disturbs them, over ``undisturbed_tokens``
 tokens of each: as they grow they slow down by themselves, and a target below what they then reach cannot be met.
 """
@@ -32,7 +28,6 @@ from ..runtime.engine_core import EngineCore
 from ..runtime.messages import Delta, EngineOutput, Finished, GenerateRequest, RequestError
 from ..runtime.sampling_params import SamplingParams
 from .output import machine, print_json, print_table
-from .same_step import repeat_step
 
 STREAM_PROMPT_TOKENS = 64
 UNCOUNTED_TOKENS = 16  # of each stream, the first
@@ -65,11 +60,6 @@ def measure(model: Model, args: argparse.Namespace, target_ms: float | None) -> 
         repeats = [disturb(core, log, args, f"{repeat}.") for repeat in range(args.repeats)]
         stats = core.stats()
     gaps = {phase: np.concatenate([gaps[phase] for _, gaps in repeats]) for phase in PHASES}
-    same_step = None
-    if target_ms is not None:
-        context = STREAM_PROMPT_TOKENS + UNCOUNTED_TOKENS + args.tokens
-        sizes = args.streams, context, args.prompt_tokens, target_ms
-        same_step = _summary(repeat_step(model, args.threads, stats.kv_dtype, *sizes))
     return {
         "model": model.name,
         "dtype": model.dtype,
@@ -81,7 +71,6 @@ def measure(model: Model, args: argparse.Namespace, target_ms: float | None) -> 
         "itl_target_ms": target_ms,
         "ttft_ms": round(float(np.median([ttft_ms for ttft_ms, _ in repeats])), 1),
         "itl": {phase: {clock: _summary(gaps[phase][:, at]) for at, clock in enumerate(CLOCKS)} for phase in PHASES},
-        "same_step": same_step,
     }
 
 
@@ -205,8 +194,4 @@ def _rows(result: dict[str, Any]) -> list[tuple[str, ...]]:
         values = [result["itl"][phase][clock][figure] for clock in CLOCKS for figure in FIGURES]
         cells = ["" if value is None else f"{value:.2f}" for value in values]
         rows.append((target, phase, *cells, f"{result['ttft_ms']:.0f}" if phase == "during" else ""))
-    if result["same_step"] is not None:
-        rows.append(
-            (target, "same step", *(f"{result['same_step'][figure]:.2f}" for figure in FIGURES), "", "", "", "")
-        )
     return rows
