@@ -82,6 +82,11 @@ class Executor(ABC):
     def attach(self) -> None:
         """Make the calling thread worker 0: it alone calls `run` from now on, pinned if the placement says so."""
 
+    def read_seconds(self, sweeps: int) -> float | None:
+        """Seconds of a plain prefetched read of all weights by the workers that own them, ``sweeps`` times over; None where
+        the backend has none."""
+        return None
+
     def wake(self) -> None:
         """Make a ``run`` in progress return after the step at hand; callable from any thread."""
         self.sequences.wake[0] = 1

@@ -15,6 +15,7 @@ from waferline_kernels.placement import Placement
 from waferline_kernels.program import Program
 from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SPAN, ExecutorLimits
 
+from ..fabric.bandwidth import read_seconds
 from ..fabric.host import claim_cpus, probe_host
 from ..fabric.placement import plan_placement
 
@@ -85,6 +86,7 @@ class Batch:
         )
         self.program = program
         self.size = size
+        self._placement = placement
         self.executor: Executor = create_executor(program, placement, weights, limits, backend, level)
         self.executor.attach()
         table = self.executor.sequences
@@ -115,6 +117,16 @@ class Batch:
                 seconds += self.executor.run(self.program, np.array([span], SPAN), 1).seconds
                 self.executor.ring.drain()
         return seconds
+
+    def read_bandwidth(self, least_bytes: float) -> float:
+        """Bytes a second of a plain prefetched read of the weights where they lie, as often as makes ``least_bytes``. With
+        memory of its own, which is given back after each time, virtual machines are slow for some seconds after it."""
+        nbytes = sum(self._placement.arena_bytes)
+        sweeps = max(1, round(least_bytes / nbytes))
+        seconds = self.executor.read_seconds(sweeps)
+        if seconds is None:
+            seconds = read_seconds(nbytes, self._placement.num_workers, self._placement.cpus, sweeps)
+        return nbytes * sweeps / seconds
 
     def rewind(self, num_tokens: int) -> None:
         """Take every sequence back to its first ``num_tokens`` tokens, whose keys and values are there."""

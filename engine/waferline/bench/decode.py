@@ -2,8 +2,8 @@
 
     tokens/s  <=  batch * bandwidth over what a step sweeps / bytes that it sweeps (weights with scales, keys and values)
 
-Decoding and a plain prefetched read over as many bytes are measured in turn, and each is given as its median, so that a
-machine whose speed drifts neither flatters nor blames either.
+Decoding and a plain prefetched read of the same weights where they lie are measured in turn, and each is given as its
+median, so that a machine whose speed drifts neither flatters nor blames either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from waferline_kernels.kv_cache import kv_format
 from waferline_kernels.sequences import KV_BLOCK_SIZE
 
 from ..demo_command import percentile
-from ..fabric.bandwidth import read_seconds
 from ..fabric.cost import CostModel, StepShape
 from ..fabric.report import report_lines, report_rows
 from ..fabric.residency import host_residency
@@ -28,7 +27,7 @@ from ..runtime.memory import choose_kv_dtype
 from .batch import Batch, placed
 from .output import PERCENTILES, machine, print_json, print_table, share
 
-BYTES_PER_READ = 400e6
+BYTES_PER_READ = 1e9
 PROFILED_TOKENS = 8
 
 
@@ -65,8 +64,7 @@ def measure(model: Model, size: int, args: argparse.Namespace) -> tuple[dict[str
             swept = program.swept_bytes + kv_bytes
             seconds, bandwidths, gaps = [], [], []
             for _ in range(args.repeats):
-                sweeps = max(1, round(BYTES_PER_READ / swept))
-                bandwidths.append(swept * sweeps / read_seconds(swept, threads, cpus, sweeps))
+                bandwidths.append(batch.read_bandwidth(BYTES_PER_READ))
                 batch.rewind(prompt + 1)
                 took, times = batch.decode(args.tokens)
                 seconds.append(took)

@@ -170,6 +170,7 @@ cdef extern from "executor.h":
 
 cdef extern from "bandwidth.h":
     double c_measure_read "measure_read"(const KernelTable *, int, int *, int64_t, int) nogil
+    double measure_weights_read(Executor *, int) nogil
 
 cdef extern from "limits.h":
     double c_measure_peak "measure_peak"(const KernelTable *, int, int *, int, int64_t) nogil
@@ -393,6 +394,13 @@ cdef class Core:
 
     def attach(self):
         team_attach(self.e.team)
+
+    def read_seconds(self, int sweeps):
+        """Seconds that the team takes to read its weights ``sweeps`` times over."""
+        cdef double seconds
+        with nogil:
+            seconds = measure_weights_read(&self.e, sweeps)
+        return seconds
 
     def run(self, instructions, spans, int max_steps, profile):
         """-> (num_steps, reason, bad_slot, nanoseconds). The arrays are contiguous; ``profile`` is int64 or None."""

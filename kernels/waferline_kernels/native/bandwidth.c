@@ -5,7 +5,6 @@
 #include <time.h>
 
 #include "arena.h"
-#include "team.h"
 
 typedef struct {
     const KernelTable *kernels;
@@ -14,6 +13,12 @@ typedef struct {
     int sweeps;
     volatile uint64_t sink; /* keeps the reads from being optimised away */
 } Sweep;
+
+typedef struct {
+    const Executor *executor;
+    int sweeps;
+    volatile uint64_t sink;
+} WeightsSweep;
 
 static void touch_part(void *context, int worker) {
     Sweep *s = context;
@@ -27,6 +32,27 @@ static void read_part(void *context, int worker) {
     s->sink = sum;
 }
 
+static void read_arena(void *context, int worker) {
+    WeightsSweep *s = context;
+    const Worker *own = &s->executor->workers[worker];
+    uint64_t sum = 0;
+    for (int i = 0; i < s->sweeps; i++) sum ^= s->executor->kernels->read(own->arena, own->arena_bytes);
+    s->sink = sum;
+}
+
+static double seconds_of(Team *team, Job job, void *context) {
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    team_run(team, job, context);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    return (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+}
+
+double measure_weights_read(Executor *e, int sweeps) {
+    WeightsSweep s = {.executor = e, .sweeps = sweeps};
+    return seconds_of(e->team, read_arena, &s);
+}
+
 double measure_read(const KernelTable *kernels, int num_workers, const int *cpus, int64_t bytes, int sweeps) {
     Sweep s = {.kernels = kernels, .part_bytes = round_up(bytes / num_workers, 256), .sweeps = 1};
     Team *team = team_create(num_workers, cpus);
@@ -35,15 +61,11 @@ double measure_read(const KernelTable *kernels, int num_workers, const int *cpus
     for (int w = 0; has_memory && w < num_workers; w++) has_memory = (s.parts[w] = arena_create(s.part_bytes)) != NULL;
     double seconds = -1.0;
     if (has_memory) {
-        struct timespec begin, end;
         team_attach(team);
         team_run(team, touch_part, &s);
         team_run(team, read_part, &s); /* once unmeasured, into the caches */
         s.sweeps = sweeps;
-        clock_gettime(CLOCK_MONOTONIC, &begin);
-        team_run(team, read_part, &s);
-        clock_gettime(CLOCK_MONOTONIC, &end);
-        seconds = (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
+        seconds = seconds_of(team, read_part, &s);
     }
     for (int w = 0; s.parts && w < num_workers; w++) arena_destroy(s.parts[w], s.part_bytes);
     free(s.parts);

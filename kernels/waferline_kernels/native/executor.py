@@ -209,6 +209,9 @@ class NativeExecutor(Executor):
     def attach(self) -> None:
         self._core.attach()
 
+    def read_seconds(self, sweeps: int) -> float:
+        return self._core.read_seconds(sweeps)
+
     def run(self, program: Program, batch: NDArray[np.void], max_steps: int) -> RunResult:
         if program.tensors is not self._tensors:
             raise ValueError("program: its tensors are not those that this executor holds")
