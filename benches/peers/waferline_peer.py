@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from waferline.fabric.host import probe_host
 from waferline.fabric.placement import choose_threads, plan_placement
 from waferline.model.load import load_model
+from waferline.runtime.memory import choose_kv_dtype
 from waferline_kernels.executor import create_executor
 from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SPAN, ExecutorLimits
 
@@ -30,6 +31,7 @@ class WaferlineRunner(Runner):
             max_num_batched_tokens=MAX_ROWS,
             max_num_logits=setup.max_batch,
             num_kv_blocks=setup.max_batch * blocks,
+            kv_dtype=choose_kv_dtype("auto", model.dtype),
         )
         threads = min(setup.threads, choose_threads(model.program, setup.threads))
         placement = plan_placement(model.program, threads, probe_host().cpus[:threads])
@@ -45,7 +47,7 @@ class WaferlineRunner(Runner):
         self.vocab = model.config.vocab
         self.settings = (
             f"Waferline {source_version()}, {self._executor.name}/{self._executor.level}, {setup.variant}, "
-            f"threads: {threads}, driven by Executor.run"
+            f"{limits.kv_dtype} KV, threads: {threads}, driven by Executor.run"
         )
 
     def generate(self, prompts: NDArray[np.int32], tokens: int) -> Generation:
