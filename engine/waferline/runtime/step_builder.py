@@ -14,10 +14,10 @@ from waferline_kernels.sequences import SPAN, ExecutorLimits
 from ..fabric.cost import CostModel, StepShape
 from .decode_batch import DecodeBatch
 from .sequence import Sequence
-from .stalls import PLANNED_SHARE, Stalls
+from .stalls import Stalls
 
 PREFILL_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
-STALLED_SHARE = 0.5  # of the time that the target leaves: what stalls leave to prefill even where it cannot be held
+STALLED_SHARE = 0.4  # of the time that the target leaves: what stalls leave to prefill even where it cannot be held
 
 
 @dataclass
@@ -44,14 +44,14 @@ class LatencyTarget:
 
     def __init__(self, cost_model: CostModel, itl_ms: float) -> None:
         self.stalls = Stalls(itl_ms)
-        self._most_ms = PLANNED_SHARE * itl_ms
+        self._itl_ms = itl_ms
         self._cost_model = cost_model
 
     def budget_ms(self, decodes: StepShape) -> float:
         """Of a step that has the rows ``decodes`` of such streams, and others. Prefill gets a share even where the
         target or stalls leave it none, so that no prompt waits for ever."""
         alone_ms = self.predict_ms(decodes)
-        least_ms = alone_ms + STALLED_SHARE * (self._most_ms - alone_ms)
+        least_ms = alone_ms + STALLED_SHARE * (self._itl_ms - alone_ms)
         return max(self.stalls.planned_ms, least_ms, (1 + PREFILL_SHARE) * alone_ms)
 
     def predict_ms(self, shape: StepShape) -> float:
