@@ -17,7 +17,7 @@ from .sequence import Sequence
 from .stalls import Stalls
 
 PREFILL_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
-STALLED_SHARE = 0.4  # of the time that the target leaves: what stalls leave to prefill even where it cannot be held
+STALLED_SHARE = 0.55  # of the time that the target leaves: what stalls leave to prefill even where it cannot be held
 
 
 @dataclass
