@@ -287,3 +287,13 @@ def test_more_workers_than_cores_and_three_executors_at_once(target: str) -> Non
     assert len(tokens) == 3
     assert len(tokens[0]) > 10
     assert tokens[0] == tokens[1] == tokens[2]
+
+
+def test_weights_are_read_where_they_lie(target: str) -> None:
+    with executor_of(target, matmul_program(40, 64, Q8)) as executor:
+        seconds = executor.read_seconds(3)
+        assert seconds is None or seconds > 0
+        assert (seconds is None) == (executor.name != "native")
+    if seconds is not None:
+        with pytest.raises(RuntimeError, match="the executor is closed"):
+            executor.read_seconds(1)

@@ -398,6 +398,8 @@ cdef class Core:
     def read_seconds(self, int sweeps):
         """Seconds that the team takes to read its weights ``sweeps`` times over."""
         cdef double seconds
+        if not self.is_open:
+            raise RuntimeError("the executor is closed")
         with nogil:
             seconds = measure_weights_read(&self.e, sweeps)
         return seconds

@@ -1,8 +1,6 @@
-#define _GNU_SOURCE
 #include "bandwidth.h"
 
 #include <stdlib.h>
-#include <time.h>
 
 #include "arena.h"
 
@@ -40,17 +38,9 @@ static void read_arena(void *context, int worker) {
     s->sink = sum;
 }
 
-static double seconds_of(Team *team, Job job, void *context) {
-    struct timespec begin, end;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    team_run(team, job, context);
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    return (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
-}
-
 double measure_weights_read(Executor *e, int sweeps) {
     WeightsSweep s = {.executor = e, .sweeps = sweeps};
-    return seconds_of(e->team, read_arena, &s);
+    return team_seconds(e->team, read_arena, &s);
 }
 
 double measure_read(const KernelTable *kernels, int num_workers, const int *cpus, int64_t bytes, int sweeps) {
@@ -65,7 +55,7 @@ double measure_read(const KernelTable *kernels, int num_workers, const int *cpus
         team_run(team, touch_part, &s);
         team_run(team, read_part, &s); /* once unmeasured, into the caches */
         s.sweeps = sweeps;
-        seconds = seconds_of(team, read_part, &s);
+        seconds = team_seconds(team, read_part, &s);
     }
     for (int w = 0; s.parts && w < num_workers; w++) arena_destroy(s.parts[w], s.part_bytes);
     free(s.parts);

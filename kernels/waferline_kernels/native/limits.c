@@ -1,8 +1,6 @@
-#define _GNU_SOURCE
 #include "limits.h"
 
 #include <stdatomic.h>
-#include <time.h>
 
 #include "team.h"
 
@@ -29,14 +27,6 @@ static void meet(void *context, int worker) {
     for (int i = 0; i < m->count; i++) team_barrier(m->team);
 }
 
-static double seconds_of(Team *team, Job job, void *context) {
-    struct timespec begin, end;
-    clock_gettime(CLOCK_MONOTONIC, &begin);
-    team_run(team, job, context);
-    clock_gettime(CLOCK_MONOTONIC, &end);
-    return (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
-}
-
 double measure_peak(const KernelTable *kernels, int num_workers, const int *cpus, int format, int64_t macs) {
     Loop l = {.peak = kernels->peak[format], .macs = macs};
     Team *team = team_create(num_workers, cpus);
@@ -44,7 +34,7 @@ double measure_peak(const KernelTable *kernels, int num_workers, const int *cpus
     team_attach(team);
     team_run(team, run_loop, &l); /* once unmeasured: wide vectors take the clock a while to settle */
     l.done = 0;
-    const double seconds = seconds_of(team, run_loop, &l);
+    const double seconds = team_seconds(team, run_loop, &l);
     team_destroy(team);
     return (double)l.done / seconds;
 }
@@ -54,7 +44,7 @@ double measure_barrier(int num_workers, const int *cpus, int count) {
     if (!m.team) return -1.0;
     team_attach(m.team);
     team_run(m.team, meet, &m); /* once unmeasured: the threads wake */
-    const double seconds = seconds_of(m.team, meet, &m);
+    const double seconds = team_seconds(m.team, meet, &m);
     team_destroy(m.team);
     return seconds / count;
 }

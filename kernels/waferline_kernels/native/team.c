@@ -3,6 +3,7 @@
 
 #include <sched.h>
 #include <stdlib.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "gate.h"
@@ -116,4 +117,12 @@ void team_barrier(Team *team) {
     } else {
         gate_wait(&team->barrier, seen, team->spins);
     }
+}
+
+double team_seconds(Team *team, Job job, void *context) {
+    struct timespec begin, end;
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    team_run(team, job, context);
+    clock_gettime(CLOCK_MONOTONIC, &end);
+    return (double)(end.tv_sec - begin.tv_sec) + 1e-9 * (double)(end.tv_nsec - begin.tv_nsec);
 }

@@ -14,6 +14,8 @@ int team_leaves_cpu(const Team *team);
 void team_attach(Team *team);
 /* Run `job` on every worker; returns when all are done. */
 void team_run(Team *team, Job job, void *context);
+/* The same; how many seconds it took. */
+double team_seconds(Team *team, Job job, void *context);
 /* Within a job: wait until every worker has come here. */
 void team_barrier(Team *team);
 
