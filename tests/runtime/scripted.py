@@ -106,7 +106,7 @@ def expected_tokens(prompt: list[int], max_tokens: int, seed: int, stop_ids: Col
 
 
 def scripted_drafts(count: int, acceptance: float) -> SpeculativeConfig:
-    """Drafts of up to ``count`` tokens, each what the executor gives with probability ``acceptance``."""
+    """Drafts of up to ``count`` tokens, what the executor gives but for a share of ``1 - acceptance``."""
 
     def make_drafter(sequence: Sequence) -> ScriptedDrafter:
         request = sequence.request

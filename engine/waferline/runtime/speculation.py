@@ -25,7 +25,7 @@ from .step_builder import LatencyTarget, ScheduledStep
 
 TURNAROUND_S = 2.5e-4  # that Python takes between two runs, about: 0.2 to 0.3 ms were measured
 LOOKUP_SHARE = 0.005  # of the time, that runs may be cut short for to look for drafts again
-FIRST_ACCEPTANCE, FIRST_WEIGHT = 0.5, 3  # an estimate to begin with, as if from so many tokens
+FIRST_ACCEPTANCE, FIRST_WEIGHT = 0.5, 2  # an estimate to begin with, as if from so many tokens: Laplace's rule
 MIN_ACCEPTANCE = 0.1  # below it no row is cheap enough, whatever seems to have been measured
 SLOWEST_ACCEPTANCE_RATE = 0.05  # by which an estimate still follows after many tokens
 NUM_TIMES = 5  # of like steps, of which the median counts
