@@ -175,10 +175,10 @@ INLINE void add_values(const Scratch *s, AddProducts add, int v, int rows, int b
     }
 }
 
-/* context *= decay */
+/* context *= decay, which is 1 where the chunk has no larger score. */
 INLINE void decay_context(const Scratch *s) {
     for (int v = s->first; v < s->vectors; v++)
-        for (int d = 0; d < s->stride; d += 16) {
+        for (int d = 0; d < s->stride && s->decay[v] != 1.0f; d += 16) {
             Float16 x = load16(s->context + v * s->stride + d);
             EACH(p) x.v[p] = x.v[p] * s->decay[v];
             store16(s->context + v * s->stride + d, x);
@@ -207,7 +207,7 @@ INLINE void find_largest(const Scratch *s) {
             EACH(p) most.v[p] = larger(x.v[p], most.v[p]);
         }
         if (whole < tokens) { /* what comes after is not yet written, or another's */
-            const Float16 x = first_lanes(load16(scores + whole), tokens - whole, -INFINITY);
+            const Float16 x = first_lanes(load16(scores + whole), tokens - whole, -FLT_MAX);
             EACH(p) most.v[p] = larger(x.v[p], most.v[p]);
             store16(scores + whole, x);
         }

@@ -1,9 +1,11 @@
 /* Attention over bf16 keys and values in tile registers, whatever the number of rows, where heads have 32 elements and more:
  * lines of a KV tile, [K / 2][16][2], are a register's as they lie.
  *
- * Queries and weights are split into two bfloat16, high + low, which keeps 16 of float32's 24 bits; products with keys and values
- * are then exact, and tdpbf16ps adds them up in float32, even and odd K apart. Sixteen vectors times four registers of
- * sums, each 16 x 16 x 32 multiply-adds in 16 cycles, so that four of them hide the 52 cycles that one takes.
+ * Queries are split into two bfloat16, high + low, which keeps 16 of float32's 24 bits: scores are exponents, where errors
+ * grow. Weights are rounded to one, as values are, and come to no larger error than those. Products are exact then, and
+ * tdpbf16ps adds them up in float32, even and odd K apart. Sixteen vectors times four registers of sums, each 16 x 16 x 32
+ * multiply-adds in 16 cycles, so that four of them hide the 52 cycles that one takes. They take as long over 16 K, which is
+ * what a block has of tokens, so the values of two blocks are copied behind one another.
  *
  * A vector is a row of its registers and shares no sum. The tokens after its own, which others of its group attend to, come
  * with weights of zero: keys and values are finite. */
@@ -14,13 +16,13 @@
 
 enum { PAIR_BYTES = 4, HALVES_BYTES = 2 * LINE_BYTES, WEIGHTS_BYTES = CHUNK_TOKENS * 4 };
 
-/* tmm0-3: sums float32 [vectors][16]; tmm4: queries [vectors][32 K], tmm5: weights [vectors][16 tokens], high or low; tmm6:
- * keys [32 K / 2][16 tokens][2]; tmm7: values [16 tokens / 2][16][2]. */
+/* tmm0-3: sums float32 [vectors][16]; tmm4 and 5: high and low halves of queries [vectors][32 K], or tmm4: weights [vectors][32
+ * tokens]; tmm7: keys [32 K / 2][16 tokens][2] or values [32 tokens / 2][16][2]. */
 INLINE void configure_attention_tiles(int vectors) {
     TileConfig config = {.palette = 1};
     for (int t = 0; t < 8; t++) {
-        config.row_bytes[t] = t == 5 ? LINE_BYTES / 2 : LINE_BYTES;
-        config.rows[t] = t < 6 ? smaller_of(vectors, TILE_ROWS) : t == 6 ? 16 : KV_BLOCK_SIZE / 2;
+        config.row_bytes[t] = LINE_BYTES;
+        config.rows[t] = t < 6 ? smaller_of(vectors, TILE_ROWS) : 16;
     }
     __asm__ volatile("" : : "m"(config)); /* see configure_tiles */
     _tile_loadconfig(&config);
@@ -59,10 +61,10 @@ INLINE void split_queries(const Attention *t, const Scratch *s) {
  * loads and stores touch memory. */
 #define TILE_FENCE() __asm__ volatile("" : : : "memory")
 
-/* Ask for half a tile's bytes of a block's values: their own loads, a row of values apart, come too late. */
+/* Ask for a tile's bytes of a block's values: copying them comes too late. */
 INLINE void prefetch_values(const uint8_t *values) {
-#pragma GCC unroll 8
-    for (int line = 0; line < 8; line++) __builtin_prefetch(values + line * LINE_BYTES);
+#pragma GCC unroll 16
+    for (int line = 0; line < 16; line++) __builtin_prefetch(values + line * LINE_BYTES);
 }
 
 /* And, while the values of block b are multiplied, for its part of the next chunk's keys, be they the next sequence's:
@@ -83,14 +85,16 @@ INLINE void score_tiles(const Attention *t, const Scratch *s, const int columns,
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-#define ADD(c)                                                                                         \
-    if (columns > c) {                                                                                 \
-        _tile_loadd(6, s->keys[block + c] + at / HALVES_BYTES * TILE_BYTES, LINE_BYTES);               \
-        _tile_dpbf16ps(c, 4, 6);                                                                       \
-        if (v == s->first) prefetch_values(s->values[block + c] + at / LINE_BYTES * (TILE_BYTES / 2)); \
+#define ADD(c)                                                                                             \
+    if (columns > c) {                                                                                     \
+        _tile_loadd(7, s->keys[block + c] + at / HALVES_BYTES * TILE_BYTES, LINE_BYTES);                   \
+        _tile_dpbf16ps(c, 4, 7);                                                                           \
+        _tile_dpbf16ps(c, 5, 7);                                                                           \
+        if (v == s->first) prefetch_values(s->values[block + c] + at / HALVES_BYTES * TILE_BYTES);         \
     }
-    for (int at = 0; at < bytes; at += LINE_BYTES) {
+    for (int at = 0; at < bytes; at += HALVES_BYTES) {
         _tile_loadd(4, queries + at, bytes);
+        _tile_loadd(5, queries + at + LINE_BYTES, bytes);
         ADD(0) ADD(1) ADD(2) ADD(3)
     }
 #undef ADD
@@ -100,23 +104,35 @@ INLINE void score_tiles(const Attention *t, const Scratch *s, const int columns,
 #undef STORE
 }
 
-/* context[v .. v + 15][d .. d + 16 * columns - 1] += weights . values, over the first `blocks` blocks of the chunk */
-INLINE void weigh_tiles(const Scratch *s, const int columns, int v, int d, int blocks) {
-    const uint8_t *weights = (const uint8_t *)s->weights + v * WEIGHTS_BYTES; /* [vectors][8][high, low][16 tokens] */
+/* The values of the chunk behind one another, [128 tokens / 2][stride][2], with zeros for those of half a pair of blocks. */
+INLINE void gather_values(const Scratch *s) {
+    const int bytes = KV_BLOCK_SIZE * s->stride * 2;
+    uint8_t *values = (uint8_t *)s->chunk;
+    for (int b = 0; b < s->blocks; b++) {
+        if (s->vectors <= TILE_ROWS) prefetch_next_keys(s, b);
+        for (int i = 0; i < bytes; i += LINE_BYTES)
+            _mm512_store_si512(values + b * bytes + i, _mm512_loadu_si512(s->values[b] + i));
+    }
+    if (s->blocks % 2) memset(values + s->blocks * bytes, 0, bytes);
+}
+
+/* context[v .. v + 15][d .. d + 16 * columns - 1] += weights . values, over the first `pairs` pairs of blocks of the chunk */
+INLINE void weigh_tiles(const Scratch *s, const int columns, int v, int d, int pairs) {
+    const uint8_t *weights = (const uint8_t *)s->weights + v * WEIGHTS_BYTES; /* bf16 [vectors][128 tokens], WEIGHTS_BYTES apart */
+    const uint8_t *values = (const uint8_t *)s->chunk + d * PAIR_BYTES;
     const int64_t bytes = s->stride * PAIR_BYTES;
     float *context = s->context + v * s->stride + d;
 #define LOAD(c) \
     if (columns > c) _tile_loadd(c, context + 16 * c, bytes);
     LOAD(0) LOAD(1) LOAD(2) LOAD(3)
 #undef LOAD
-#define ADD(c)                                                                         \
-    if (columns > c) {                                                                 \
-        _tile_loadd(7, s->values[at / LINE_BYTES] + (d + 16 * c) * PAIR_BYTES, bytes); \
-        _tile_dpbf16ps(c, 5, 7);                                                       \
+#define ADD(c)                                                        \
+    if (columns > c) {                                                \
+        _tile_loadd(7, values + (at * bytes + c * LINE_BYTES), bytes); \
+        _tile_dpbf16ps(c, 4, 7);                                      \
     }
-    for (int at = 0; at < blocks * LINE_BYTES; at += LINE_BYTES / 2) {
-        _tile_loadd(5, weights + at, WEIGHTS_BYTES);
-        if (s->vectors <= TILE_ROWS && d == 0 && at % LINE_BYTES == 0) prefetch_next_keys(s, at / LINE_BYTES);
+    for (int at = 0; at < pairs * KV_BLOCK_SIZE; at += KV_BLOCK_SIZE) { /* pairs of tokens */
+        _tile_loadd(4, weights + at * PAIR_BYTES, WEIGHTS_BYTES);
         ADD(0) ADD(1) ADD(2) ADD(3)
     }
 #undef ADD
@@ -144,25 +160,43 @@ static void NAMED(score_group)(const Attention *t, const Scratch *s, int v) {
 }
 
 static void NAMED(weigh_group)(const Scratch *s, int v) {
-    const int blocks = blocks_of_group(s, v);
+    const int pairs = (blocks_of_group(s, v) + 1) / 2;
     for (int d = 0; d < s->stride; d += 64) {
-#define APPLY(columns) weigh_tiles(s, columns, v, d, blocks)
+#define APPLY(columns) weigh_tiles(s, columns, v, d, pairs)
         COLUMNS((s->stride - d) / 16, APPLY)
 #undef APPLY
     }
 }
 
-/* Scores become weights in place, sixteen tokens at a time, high halves before low ones. */
-static void NAMED(soften_halves)(const Scratch *s) {
+/* 2^x for x <= 0, to 2^-18: r in [-1/2, 1/2] and the polynomial of its degree with the least largest error and 1 at 0. */
+INLINE __m512 nearly_power_of_two(__m512 x) {
+    const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = _mm512_sub_ps(x, n);
+    __m512 p = _mm512_set1_ps(9.582852945e-3f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.590642616e-2f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(2.402409911e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(6.931241751e-1f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, n);
+}
+
+/* Scores become weights, rounded and in place: bf16 [vectors][128 tokens], WEIGHTS_BYTES apart. */
+static void NAMED(soften_rounded)(const Scratch *s) {
     for (int v = s->first; v < s->vectors; v++) {
         const int tokens = tokens_of(s, v);
-        uint8_t *halves = (uint8_t *)(s->weights + v * CHUNK_TOKENS);
-        Float16 denominators = decayed_denominators(s, v);
-        int i = 0;
-        for (; i < tokens; i += 16)
-            store_halves((__m512)soften(s, v, i, &denominators).v[0], halves + i * 4, halves + i * 4 + LINE_BYTES / 2);
-        memset(halves + i * 4, 0, WEIGHTS_BYTES - i * 4);
-        store16(s->denominators + v * 16, denominators);
+        const float *scores = s->weights + v * CHUNK_TOKENS;
+        const __m512 scale = _mm512_set1_ps(s->score_scales[v]), shift = _mm512_set1_ps(-s->largest[v]);
+        const __m512 decay = _mm512_set1_ps(s->decay[v]);
+        __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->denominators + v * 16), decay);
+        __m256i *weights = (__m256i *)scores;
+        int b = 0;
+        for (; b < blocks_of(tokens); b++) {
+            const __m512 score = _mm512_load_ps(scores + b * KV_BLOCK_SIZE);
+            const __m512 weight = nearly_power_of_two(_mm512_fmadd_ps(score, scale, shift));
+            sum = _mm512_add_ps(sum, weight);
+            _mm256_store_si256(weights + b, (__m256i)_mm512_cvtneps_pbh(weight));
+        }
+        for (; b < CHUNK_BLOCKS; b++) _mm256_store_si256(weights + b, _mm256_setzero_si256());
+        _mm512_store_ps(s->denominators + v * 16, sum);
     }
 }
 
@@ -182,8 +216,9 @@ static void NAMED(attend_bf16)(const Attention *t) {
         for (int v = s.first; v < s.vectors; v += TILE_ROWS) NAMED(score_group)(t, &s, v);
         TILE_FENCE();
         find_largest(&s);
-        NAMED(soften_halves)(&s);
+        NAMED(soften_rounded)(&s);
         decay_context(&s);
+        gather_values(&s);
         TILE_FENCE();
         for (int v = s.first; v < s.vectors; v += TILE_ROWS) NAMED(weigh_group)(&s, v);
         TILE_FENCE();

@@ -5,6 +5,7 @@
 #ifndef WAFERLINE_KERNEL_TYPES_H
 #define WAFERLINE_KERNEL_TYPES_H
 
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
