@@ -281,10 +281,10 @@ def test_a_prompt_beside_streams_takes_the_time_that_the_target_leaves() -> None
     ]
 
 
-@pytest.mark.parametrize(("seconds", "rows"), [(0.09, [69, 69, 69]), (0.12, [69, 69, 59]), (0.5, [69, 69, 54])])
+@pytest.mark.parametrize(("seconds", "rows"), [(0.09, [69, 69, 69]), (0.12, [69, 69, 59]), (0.5, [69, 69, 3])])
 def test_where_the_machine_stalls_a_prompt_takes_less_and_never_nothing(seconds: float, rows: list[int]) -> None:
     """70 of 100 ms are planned with. From the second time on that steps take 50 ms more, 60 are; and if there is no room at
-    all for what they take more, 55% of what the stream, which takes 2 alone, leaves of the 100."""
+    all for what they take more, as long again as the stream takes alone, which is 2."""
     costs = FakeCosts(row_ms=1.0)
     scheduler, executor = make_scheduler(rows=512, blocks=64, max_model_len=512, cost_model=costs, itl_target_ms=100.0)
     scheduler.add(make_sequence([1], 100, name="stream"))
@@ -307,12 +307,13 @@ def test_a_prompt_that_nobody_waits_beside_takes_all_rows() -> None:
 
 @pytest.mark.parametrize(
     ("row_ms", "itl_target_ms", "rows"),
-    [(2.0, 0.1, [2, 2, 2]), (2.0, 41.0, [2, 2, 2]), (2.0, 57.0, [4, 4, 1]), (10.0, 57.0, [1, 1, 1])],
+    [(2.0, 0.1, [2, 2, 2]), (2.0, 41.0, [2, 2, 2]), (2.0, 57.0, [3, 3, 3]), (10.0, 57.0, [1, 1, 1])],
 )
 def test_where_the_target_leaves_no_time_a_prompt_still_advances(
     row_ms: float, itl_target_ms: float, rows: list[int]
 ) -> None:
-    """Two streams take 41 ms alone, of which a tenth is time for two rows; or 57, where it is not even for one."""
+    """Two streams take 41 ms alone, of which a tenth is time for two rows, as 85% of 57 ms is for three; or 57, where a
+    tenth is not even for one."""
     costs = FakeCosts(row_ms, logits_ms=18.0)
     scheduler, executor = make_scheduler(rows=64, cost_model=costs, itl_target_ms=itl_target_ms)
     for seed in range(2):

@@ -16,8 +16,9 @@ from .decode_batch import DecodeBatch
 from .sequence import Sequence
 from .stalls import Stalls
 
-PREFILL_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
-STALLED_SHARE = 0.55  # of the time that the target leaves: what stalls leave to prefill even where it cannot be held
+PREFILL_SHARE = 0.5  # of a step: what stalls leave to prefill, whatever they are, as far as that takes no longer than
+FILLED_SHARE = 0.85  # of the target
+LEAST_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
 
 
 @dataclass
@@ -49,10 +50,11 @@ class LatencyTarget:
 
     def budget_ms(self, decodes: StepShape) -> float:
         """Of a step that has the rows ``decodes`` of such streams, and others. Prefill gets a share even where the
-        target or stalls leave it none, so that no prompt waits for ever."""
+        target or stalls leave it none: no prompt waits for ever, or so long that the streams meanwhile grow beyond the
+        target by themselves."""
         alone_ms = self.predict_ms(decodes)
-        least_ms = alone_ms + STALLED_SHARE * (self._itl_ms - alone_ms)
-        return max(self.stalls.planned_ms, least_ms, (1 + PREFILL_SHARE) * alone_ms)
+        shared_ms = min(alone_ms / (1 - PREFILL_SHARE), FILLED_SHARE * self._itl_ms)
+        return max(self.stalls.planned_ms, shared_ms, (1 + LEAST_SHARE) * alone_ms)
 
     def predict_ms(self, shape: StepShape) -> float:
         return self._cost_model.predict_step_ms(*shape)
