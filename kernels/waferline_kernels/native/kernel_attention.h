@@ -2,8 +2,8 @@
  * Gimelshein 2018).
  *
  * All query vectors (row, head) that share a KV head go together, ATTEND_ROWS at a time in registers, so that each vector
- * of keys and values is loaded and converted once for all of them. Every sum of every vector is a chain of its own, in
- * ascending order, and ends where its row does: who shares its registers changes no bit of it. */
+ * of keys and values is loaded and converted once for all of them. Every sum of every vector is a chain of its own, or four
+ * in each block, in ascending order, and ends where its row does: who shares its registers changes no bit of it. */
 #ifndef WAFERLINE_KERNEL_ATTENTION_H
 #define WAFERLINE_KERNEL_ATTENTION_H
 
@@ -71,13 +71,13 @@ INLINE int blocks_of(int tokens) {
 
 /* ---- products ---- */
 
-/* y[rows][16 * columns] += a[rows][i] * b[i][16 * columns], i = begin .. end - 1 */
+/* y[rows][16 * columns] += a[rows][i] * b[i][16 * columns], i = 0 .. count - 1 */
 typedef struct {
     const float *a;
     const uint8_t *b[4]; /* each column's vector 0 */
     float *y;
     int64_t a_stride, b_step, y_stride; /* floats, bytes from one vector, or of bfloat16 pair, to the next, floats */
-    int32_t begin, end;
+    int32_t count;
 } Products;
 
 /* Vector i of f32 [n][16] or bf16 [n / 2][16][2], rows `step` bytes apart. */
@@ -92,33 +92,44 @@ INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) 
     return y;
 }
 
-/* `format`, `rows` and `columns` are constants where this is inlined. */
-INLINE void add_products_tile(const Products *t, const int format, const int rows, const int columns) {
-    Float16 sums[ATTEND_ROWS * ATTEND_COLUMNS];
+/* Each sum is `chains` chains that take turns: y with what i = 0, chains, 2 * chains ... give, and what the others give. All
+ * but `t` are constants where this is inlined. */
+INLINE void add_products_tile(const Products *t, const int format, const int rows, const int columns, const int chains) {
+    Float16 sums[ATTEND_ROWS * ATTEND_COLUMNS * 4]; /* [rows][columns][chains] */
+#define ALL(r, c) _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) _Pragma("GCC unroll 4") for (int c = 0; c < columns; c++)
+#define SUM_OF(r, c, chain) sums[((r) * columns + (c)) * chains + (chain)]
+    ALL(r, c) {
+        SUM_OF(r, c, 0) = load16(t->y + r * t->y_stride + 16 * c);
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) sums[r * columns + c] = load16(t->y + r * t->y_stride + 16 * c);
-    for (int i = t->begin; i < t->end; i++) {
-        Float16 b[ATTEND_COLUMNS];
-#pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c], i, t->b_step);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            const FloatV a = splat(t->a[r * t->a_stride + i]);
-#pragma GCC unroll 4
-            for (int c = 0; c < columns; c++)
-                EACH(p) sums[r * columns + c].v[p] = multiply_add(b[c].v[p], a, sums[r * columns + c].v[p]);
-        }
+        for (int chain = 1; chain < chains; chain++) SUM_OF(r, c, chain) = splat16(0.0f);
     }
+    for (int i = 0; i < t->count; i += chains)
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++)
+        for (int chain = 0; chain < chains; chain++) {
+            if (chain > 0 && i + chain >= t->count) break;
+            Float16 b[ATTEND_COLUMNS];
 #pragma GCC unroll 4
-        for (int c = 0; c < columns; c++) store16(t->y + r * t->y_stride + 16 * c, sums[r * columns + c]);
+            for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c], i + chain, t->b_step);
+            ALL(r, c) {
+                const FloatV a = splat(t->a[r * t->a_stride + i + chain]);
+                Float16 *sum = &SUM_OF(r, c, chain);
+                EACH(p) sum->v[p] = multiply_add(b[c].v[p], a, sum->v[p]);
+            }
+        }
+    ALL(r, c) {
+#pragma GCC unroll 2
+        for (int width = 1; width < chains; width *= 2)
+#pragma GCC unroll 4
+            for (int chain = 0; chain < chains; chain += 2 * width)
+                EACH(p) SUM_OF(r, c, chain).v[p] = SUM_OF(r, c, chain).v[p] + SUM_OF(r, c, chain + width).v[p];
+        store16(t->y + r * t->y_stride + 16 * c, SUM_OF(r, c, 0));
+    }
+#undef SUM_OF
+#undef ALL
 }
 
 #define TILE(r, c) \
-    case r * 8 + c: if (r <= ATTEND_ROWS && c <= ATTEND_COLUMNS) add_products_tile(t, format, r, c); break;
+    case r * 8 + c: if (r <= ATTEND_ROWS && c <= ATTEND_COLUMNS) add_products_tile(t, format, r, c, 1); break;
 #define TILES(r) TILE(r, 1) TILE(r, 2) TILE(r, 3) TILE(r, 4)
 
 INLINE void add_products(const Products *t, const int format, int rows, int columns) {
@@ -145,7 +156,7 @@ static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) 
                 .a_stride = s->stride,
                 .b_step = LINE_BYTES,
                 .y_stride = CHUNK_TOKENS,
-                .end = t->head_dim,
+                .count = t->head_dim,
             };
             for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
             add(&products, rows, columns);
@@ -153,26 +164,58 @@ static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) 
     }
 }
 
-/* context[v .. v + rows - 1] += weights . values, tokens begin .. end - 1 of the chunk */
-INLINE void add_values(const Scratch *s, AddProducts add, int v, int rows, int begin, int end) {
-    for (int token = begin; token < end;) {
-        const int block = token / KV_BLOCK_SIZE, first = block * KV_BLOCK_SIZE, stop = smaller_of(first + KV_BLOCK_SIZE, end);
+/* context[v .. v + rows - 1] += weights . values, over tokens begin .. end - 1 of the chunk, begin being a block's */
+typedef void (*AddValues)(const Scratch *s, int v, int rows, int begin, int end);
+
+/* Of the `columns` vectors of the head from element d on; the tokens of begin's block. */
+INLINE Products block_of_values(const Scratch *s, const int columns, int v, int d, int begin, int end) {
+    Products products = {
+        .a = s->weights + v * CHUNK_TOKENS + begin,
+        .y = s->context + v * s->stride + d,
+        .a_stride = CHUNK_TOKENS,
+        .b_step = s->stride * sizeof(float),
+        .y_stride = s->stride,
+        .count = smaller_of(KV_BLOCK_SIZE, end - begin),
+    };
+    for (int c = 0; c < columns; c++) products.b[c] = s->values[begin / KV_BLOCK_SIZE] + (d + 16 * c) * sizeof(float);
+    return products;
+}
+
+INLINE void add_values(const Scratch *s, const int format, int v, int rows, int begin, int end) {
+    for (int token = begin; token < end; token += KV_BLOCK_SIZE)
         for (int d = 0; d < s->stride; d += 16 * ATTEND_COLUMNS) {
             const int columns = smaller_of(ATTEND_COLUMNS, (s->stride - d) / 16);
-            Products products = {
-                .a = s->weights + v * CHUNK_TOKENS + first,
-                .y = s->context + v * s->stride + d,
-                .a_stride = CHUNK_TOKENS,
-                .b_step = s->stride * sizeof(float),
-                .y_stride = s->stride,
-                .begin = token - first,
-                .end = stop - first,
-            };
-            for (int c = 0; c < columns; c++) products.b[c] = s->values[block] + (d + 16 * c) * sizeof(float);
-            add(&products, rows, columns);
+            const Products products = block_of_values(s, columns, v, d, token, end);
+            add_products(&products, format, rows, columns);
         }
-        token = stop;
+}
+
+/* Where all values of a token are one vector there are too few sums to hide that each waits four cycles for itself. */
+INLINE void add_narrow_values(const Scratch *s, const int format, const int rows, int v, int begin, int end) {
+    for (int token = begin; token < end; token += KV_BLOCK_SIZE) {
+        const Products products = block_of_values(s, 1, v, 0, token, end);
+        add_products_tile(&products, format, rows, 1, 4);
     }
+}
+
+INLINE void add_any_values(const Scratch *s, const int format, int v, int rows, int begin, int end) {
+    switch (s->stride == 16 ? rows : 0) {
+        case 1: add_narrow_values(s, format, 1, v, begin, end); break;
+        case 2: add_narrow_values(s, format, 2, v, begin, end); break;
+#if ATTEND_ROWS == 4
+        case 3: add_narrow_values(s, format, 3, v, begin, end); break;
+        case 4: add_narrow_values(s, format, 4, v, begin, end); break;
+#endif
+        default: add_values(s, format, v, rows, begin, end);
+    }
+}
+
+static void NAMED(add_values_f32)(const Scratch *s, int v, int rows, int begin, int end) {
+    add_any_values(s, KV_F32, v, rows, begin, end);
+}
+
+static void NAMED(add_values_bf16)(const Scratch *s, int v, int rows, int begin, int end) {
+    add_any_values(s, KV_BF16, v, rows, begin, end);
 }
 
 /* context *= decay, which is 1 where the chunk has no larger score. */
@@ -185,13 +228,14 @@ INLINE void decay_context(const Scratch *s) {
         }
 }
 
-/* The tokens that all rows of a group attend to go together; then each row's own last ones. */
-static void NAMED(weigh)(const Scratch *s, AddProducts add) {
+/* The blocks that all rows of a group attend to go together; then each row's own last ones, a block never in parts. */
+static void NAMED(weigh)(const Scratch *s, AddValues add) {
     decay_context(s);
     for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
-        const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), common = tokens_of(s, v);
-        add_values(s, add, v, rows, 0, common);
-        for (int r = 1; r < rows; r++) add_values(s, add, v + r, 1, common, tokens_of(s, v + r));
+        const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), least = tokens_of(s, v), most = tokens_of(s, v + rows - 1);
+        const int common = least == most ? most : least / KV_BLOCK_SIZE * KV_BLOCK_SIZE;
+        add(s, v, rows, 0, common);
+        for (int r = 0; r < rows && common < most; r++) add(s, v + r, 1, common, tokens_of(s, v + r));
     }
 }
 
@@ -321,11 +365,11 @@ static void NAMED(attend_floats)(const Attention *t, const int format) {
     }
     for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * element); begin += CHUNK_TOKENS) {
         if (is_converted) convert_chunk(t, &s);
-        const AddProducts add = format == KV_BF16 && !is_converted ? NAMED(add_products_bf16) : NAMED(add_products_f32);
-        NAMED(score)(t, &s, add);
+        const int is_bf16 = format == KV_BF16 && !is_converted;
+        NAMED(score)(t, &s, is_bf16 ? NAMED(add_products_bf16) : NAMED(add_products_f32));
         find_largest(&s);
         NAMED(soften_all)(&s);
-        NAMED(weigh)(&s, add);
+        NAMED(weigh)(&s, is_bf16 ? NAMED(add_values_bf16) : NAMED(add_values_f32));
     }
     end_attention(t, &s);
 }
