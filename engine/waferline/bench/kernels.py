@@ -1,8 +1,8 @@
 """``waferline bench kernels``: every kernel in the kernel table beside what the machine allows, and its error.
 
-A matmul of one row is held against a plain prefetched read over as many bytes, one of many rows against the peak of its
-level's dot product, both measured in turn with it; the larger of the two shares is the one that counts. So is attention
-over each format of the KV cache, at a long context.
+A matmul of one row is held against a plain prefetched read of its weights where they lie, one of many rows against the peak
+of its level's dot product, both measured in turn with it; the larger of the two shares is the one that counts. So is
+attention over each format of the KV cache, at a long context; there, and for rows, the read is over as many bytes.
 """
 
 from __future__ import annotations
@@ -159,7 +159,10 @@ def _timings(
                 nbytes = probe.bytes if has_operands else probe.bytes * count
                 sweeps = max(1, round(BYTES_PER_READ / nbytes))
                 for _ in range(repeats):
-                    bandwidths.append(nbytes * sweeps / read_seconds(nbytes, threads, cpus, sweeps))
+                    if kernel.format is not None:
+                        bandwidths.append(batch.read_bandwidth(BYTES_PER_READ))
+                    else:
+                        bandwidths.append(nbytes * sweeps / read_seconds(nbytes, threads, cpus, sweeps))
                     peaks.append(measure_peak(peak_format, threads, cpus, kernel.level))
                     step_seconds(batch, probe.program, count)  # once unmeasured, into the caches, as the read is
                     whole = step_seconds(batch, probe.program, count)
