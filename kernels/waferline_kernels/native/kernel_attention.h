@@ -96,7 +96,9 @@ INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) 
  * but `t` are constants where this is inlined. */
 INLINE void add_products_tile(const Products *t, const int format, const int rows, const int columns, const int chains) {
     Float16 sums[ATTEND_ROWS * ATTEND_COLUMNS * 4]; /* [rows][columns][chains] */
-#define ALL(r, c) _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) _Pragma("GCC unroll 4") for (int c = 0; c < columns; c++)
+#define ALL(r, c)                                          \
+    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) \
+        _Pragma("GCC unroll 4") for (int c = 0; c < columns; c++)
 #define SUM_OF(r, c, chain) sums[((r) * columns + (c)) * chains + (chain)]
     ALL(r, c) {
         SUM_OF(r, c, 0) = load16(t->y + r * t->y_stride + 16 * c);

@@ -16,8 +16,8 @@
 
 enum { PAIR_BYTES = 4, HALVES_BYTES = 2 * LINE_BYTES, WEIGHTS_BYTES = CHUNK_TOKENS * 4 };
 
-/* tmm0-3: sums float32 [vectors][16]; tmm4 and 5: high and low halves of queries [vectors][32 K], or tmm4: weights [vectors][32
- * tokens]; tmm7: keys [32 K / 2][16 tokens][2] or values [32 tokens / 2][16][2]. */
+/* tmm0-3: sums float32 [vectors][16]; tmm4 and 5: high and low halves of queries [vectors][32 K], or tmm4: weights
+ * [vectors][32 tokens]; tmm7: keys [32 K / 2][16 tokens][2] or values [32 tokens / 2][16][2]. */
 INLINE void configure_attention_tiles(int vectors) {
     TileConfig config = {.palette = 1};
     for (int t = 0; t < 8; t++) {
@@ -67,7 +67,7 @@ INLINE void prefetch_values(const uint8_t *values) {
     for (int line = 0; line < 16; line++) __builtin_prefetch(values + line * LINE_BYTES);
 }
 
-/* And, while the values of block b are multiplied, for its part of the next chunk's keys, be they the next sequence's:
+/* And, while the values of block b are copied, for its part of the next chunk's keys, be they the next sequence's:
  * one row of each of 32 sequences takes a tenth less time over keys and values from DRAM. Asking for the next values too,
  * into L2, brings no more; for chunks of many vectors it brings nothing. */
 INLINE void prefetch_next_keys(const Scratch *s, int b) {
@@ -85,12 +85,12 @@ INLINE void score_tiles(const Attention *t, const Scratch *s, const int columns,
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-#define ADD(c)                                                                                             \
-    if (columns > c) {                                                                                     \
-        _tile_loadd(7, s->keys[block + c] + at / HALVES_BYTES * TILE_BYTES, LINE_BYTES);                   \
-        _tile_dpbf16ps(c, 4, 7);                                                                           \
-        _tile_dpbf16ps(c, 5, 7);                                                                           \
-        if (v == s->first) prefetch_values(s->values[block + c] + at / HALVES_BYTES * TILE_BYTES);         \
+#define ADD(c)                                                                                     \
+    if (columns > c) {                                                                             \
+        _tile_loadd(7, s->keys[block + c] + at / HALVES_BYTES * TILE_BYTES, LINE_BYTES);           \
+        _tile_dpbf16ps(c, 4, 7);                                                                   \
+        _tile_dpbf16ps(c, 5, 7);                                                                   \
+        if (v == s->first) prefetch_values(s->values[block + c] + at / HALVES_BYTES * TILE_BYTES); \
     }
     for (int at = 0; at < bytes; at += HALVES_BYTES) {
         _tile_loadd(4, queries + at, bytes);
@@ -118,7 +118,7 @@ INLINE void gather_values(const Scratch *s) {
 
 /* context[v .. v + 15][d .. d + 16 * columns - 1] += weights . values, over the first `pairs` pairs of blocks of the chunk */
 INLINE void weigh_tiles(const Scratch *s, const int columns, int v, int d, int pairs) {
-    const uint8_t *weights = (const uint8_t *)s->weights + v * WEIGHTS_BYTES; /* bf16 [vectors][128 tokens], WEIGHTS_BYTES apart */
+    const uint8_t *weights = (const uint8_t *)s->weights + v * WEIGHTS_BYTES;
     const uint8_t *values = (const uint8_t *)s->chunk + d * PAIR_BYTES;
     const int64_t bytes = s->stride * PAIR_BYTES;
     float *context = s->context + v * s->stride + d;
@@ -126,10 +126,10 @@ INLINE void weigh_tiles(const Scratch *s, const int columns, int v, int d, int p
     if (columns > c) _tile_loadd(c, context + 16 * c, bytes);
     LOAD(0) LOAD(1) LOAD(2) LOAD(3)
 #undef LOAD
-#define ADD(c)                                                        \
-    if (columns > c) {                                                \
+#define ADD(c)                                                         \
+    if (columns > c) {                                                 \
         _tile_loadd(7, values + (at * bytes + c * LINE_BYTES), bytes); \
-        _tile_dpbf16ps(c, 4, 7);                                      \
+        _tile_dpbf16ps(c, 4, 7);                                       \
     }
     for (int at = 0; at < pairs * KV_BLOCK_SIZE; at += KV_BLOCK_SIZE) { /* pairs of tokens */
         _tile_loadd(4, weights + at * PAIR_BYTES, WEIGHTS_BYTES);
@@ -185,9 +185,8 @@ static void NAMED(soften_rounded)(const Scratch *s) {
         const int tokens = tokens_of(s, v);
         const float *scores = s->weights + v * CHUNK_TOKENS;
         const __m512 scale = _mm512_set1_ps(s->score_scales[v]), shift = _mm512_set1_ps(-s->largest[v]);
-        const __m512 decay = _mm512_set1_ps(s->decay[v]);
-        __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->denominators + v * 16), decay);
         __m256i *weights = (__m256i *)scores;
+        __m512 sum = (__m512)decayed_denominators(s, v).v[0];
         int b = 0;
         for (; b < blocks_of(tokens); b++) {
             const __m512 score = _mm512_load_ps(scores + b * KV_BLOCK_SIZE);
