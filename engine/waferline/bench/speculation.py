@@ -92,8 +92,8 @@ def measure(
     """The figures of each of ``cases``, which make a config from a stream's tokens and the number of the repeat."""
     streams: dict[str, list[tuple[Stream, Stream]]] = {name: [] for name in cases}
     for repeat in range(args.repeats):
-        plain = stream(model, params, args, None)
         for name, make_config in cases.items():
+            plain = stream(model, params, args, None)  # each time anew: what a machine does varies from minute to minute
             drafted = stream(model, params, args, make_config(plain.token_ids, repeat))
             if drafted.token_ids != plain.token_ids:
                 raise RuntimeError(f"{name}: other tokens with drafts than without")
