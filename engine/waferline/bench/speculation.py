@@ -93,7 +93,7 @@ def measure(
     streams: dict[str, list[tuple[Stream, Stream]]] = {name: [] for name in cases}
     for repeat in range(args.repeats):
         for name, make_config in cases.items():
-            plain = stream(model, params, args, None)  # each time anew: what a machine does varies from minute to minute
+            plain = stream(model, params, args, None)  # anew: machines are faster one minute than the next
             drafted = stream(model, params, args, make_config(plain.token_ids, repeat))
             if drafted.token_ids != plain.token_ids:
                 raise RuntimeError(f"{name}: other tokens with drafts than without")
