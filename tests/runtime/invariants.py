@@ -56,7 +56,7 @@ def check_decode_batch(scheduler: Scheduler) -> None:
     assert prefilling == [sequence for sequence in scheduler.running if sequence in prefilling]
     for row, (sequence, span) in enumerate(zip(decoding.sequences, decoding.spans.tolist(), strict=True)):
         assert sequence.decode_row == row
-        assert decoding._all_limits[row] == sequence.max_num_tokens - 1
+        assert decoding._limits[row] == sequence.max_num_tokens - 1
         if not sequence.is_finished:
             assert scheduler._table.num_tokens[sequence.slot] == sequence.num_tokens
             assert span == (sequence.slot, sequence.num_computed_tokens, 1, 1)

@@ -40,7 +40,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
     def cache(self, data: st.DataObject, block_hash: bytes) -> None:
         if self.held:
             block_id = data.draw(st.sampled_from(sorted(self.held)))
-            self.pool.cache(block_id, block_hash)
+            self.pool.cache([block_id], [block_hash])
             if block_hash not in self.contents.values():
                 self.contents.setdefault(block_id, block_hash)
 
@@ -66,7 +66,7 @@ class BlockPoolMachine(RuleBasedStateMachine):
             with pytest.raises(ValueError, match=f"block_ids: {block_id} is not allocated"):
                 self.pool.free([block_id])
             with pytest.raises(ValueError, match=f"block_ids: {block_id} is not allocated"):
-                self.pool.cache(block_id, HASHES[0])
+                self.pool.cache([block_id], HASHES[:1])
 
     @invariant()
     def no_block_is_lost(self) -> None:
@@ -94,7 +94,7 @@ def test_the_blank_block_returned_last_is_handed_out_first() -> None:
 def test_the_cached_block_that_was_returned_longest_ago_is_evicted_first() -> None:
     pool = BlockPool(3)
     for block_id in pool.allocate(3):
-        pool.cache(block_id, HASHES[block_id])
+        pool.cache([block_id], [HASHES[block_id]])
     pool.free([2, 0, 1])
     pool.share([2])
     pool.free([2])

@@ -25,7 +25,6 @@ from .spec import FabricSpec
 PARTS = ("sweep", "compute", "attend", "rest")
 """Of a step: sweeping the weights, the arithmetic of matmuls, attention, and all the rest."""
 DOUBT = 1.5  # of a factor's logarithm (standard deviation), before anything was measured
-FIRST_DOUBT = np.eye(len(PARTS)) * DOUBT**2  # covariance of the factors' logarithms
 NOISE = 0.05  # of a step's logarithm: what no factor explains
 FORGETTING = 1e-4  # the share of the first doubt that comes back with each step
 SURPRISED_FORGETTING = 0.02  # the same with a step that was off by more than LARGEST_SURPRISE
@@ -62,7 +61,8 @@ class StepShape(NamedTuple):
 
     def plus(self, other: StepShape) -> StepShape:
         """Of both in one step."""
-        return StepShape(*map(int.__add__, self, other))
+        rows, context_tokens, num_logits_rows, kv_tokens = other
+        return StepShape(self[0] + rows, self[1] + context_tokens, self[2] + num_logits_rows, self[3] + kv_tokens)
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,36 @@ class _Cost:
     wanted_rows: bool = False
     meeting_seconds: float = 0.0
     meets_if_many: bool = False  # no barrier for few rows
+
+
+class _StepCost(NamedTuple):
+    """All instructions of a program together: bytes, and seconds as they depend on a step's shape."""
+
+    bytes: float  # of weights, swept for any rows
+    wanted_bytes: float  # for any rows whose logits are wanted
+    compute: float  # for each row
+    wanted_compute: float  # for each row whose logits are wanted
+    kv_bytes: float  # for each token whose keys and values are read
+    context_compute: float  # for each token attended to
+    row: float  # of activations, for each row
+    wanted_row: float  # for each row whose logits are wanted
+    meeting: float
+    meeting_if_many: float  # of rows
+    meeting_if_many_wanted: float
+
+    @classmethod
+    def of(cls, costs: Iterable[_Cost], seconds_per_row_byte: float) -> _StepCost:
+        sums: defaultdict[str, float] = defaultdict(float)
+        for cost in costs:
+            wanted = "wanted_" if cost.wanted_rows else ""
+            sums[wanted + "bytes"] += cost.bytes
+            sums[wanted + "compute"] += cost.macs / cost.macs_per_second
+            sums[wanted + "row"] += cost.row_bytes * seconds_per_row_byte
+            sums["kv_bytes"] += cost.kv_bytes
+            sums["context_compute"] += cost.context_macs / cost.macs_per_second
+            if_many = ("_if_many_wanted" if cost.wanted_rows else "_if_many") if cost.meets_if_many else ""
+            sums["meeting" + if_many] += cost.meeting_seconds
+        return cls(**{name: sums[name] for name in cls._fields})
 
 
 @dataclass(frozen=True)
@@ -111,9 +141,11 @@ class CostModel:
         self._swept_bytes = program.swept_bytes
         self._kv_token_bytes = program.dims.kv_block_bytes(kv_format(kv_dtype)) / KV_BLOCK_SIZE
         self._costs = [self._cost(instruction, fabric) for instruction in program.instructions]
-        self._sums = _sum_alike(self._costs)
+        self._step = _StepCost.of(self._costs, self._cores / self._near_bandwidth)
         self._factors = [1.0] * len(PARTS)
-        self._doubt = FIRST_DOUBT.copy()
+        self._doubt = [
+            [DOUBT**2 * (row == column) for column in PARTS] for row in PARTS
+        ]  # covariance of their logarithms
 
     @property
     def factors(self) -> dict[str, float]:
@@ -146,16 +178,22 @@ class CostModel:
             raise ValueError(f"measured_ms: {measured_ms}, expected more than 0")
         parts = self._parts(StepShape.of(num_rows, context_tokens, num_logits_rows, kv_tokens))
         predicted = sum(parts)
-        shares = np.array(parts) / predicted  # by which the logarithm of the step follows those of the factors
-        blame = self._doubt @ shares
-        variance = shares @ blame + NOISE**2
+        # Written out, for four are so few that any call costs more than what it computes.
+        a, b, c, d = (part / predicted for part in parts)  # by which the step's logarithm follows those of the factors
+        blame = [a * w + b * x + c * y + d * z for w, x, y, z in self._doubt]
+        p, q, r, s = blame
+        variance = a * p + b * q + c * r + d * s + NOISE**2
         limit = LARGEST_SURPRISE * math.sqrt(variance)
         surprise = math.log(measured_ms / (1e3 * predicted))
-        gain = blame / variance
-        self._doubt -= gain[:, None] * blame
-        self._factors = (self._factors * np.exp(gain * min(max(surprise, -limit), limit))).tolist()
+        learnt = min(max(surprise, -limit), limit) / variance
         forgetting = FORGETTING if abs(surprise) <= limit else SURPRISED_FORGETTING
-        self._doubt += forgetting * (FIRST_DOUBT - self._doubt)
+        kept = 1.0 - forgetting
+        for at, (w, x, y, z) in enumerate(self._doubt):
+            self._factors[at] *= math.exp(blame[at] * learnt)
+            gain = blame[at] / variance
+            row = [kept * (w - gain * p), kept * (x - gain * q), kept * (y - gain * r), kept * (z - gain * s)]
+            row[at] += forgetting * DOUBT**2
+            self._doubt[at] = row
 
     def predict(self, shape: StepShape) -> list[Prediction]:
         """What each instruction of the program takes, by the fabric's figures alone, without what was learnt."""
@@ -179,18 +217,21 @@ class CostModel:
 
     def _parts(self, shape: StepShape) -> tuple[float, float, float, float]:
         """Corrected seconds of a step, by PARTS."""
+        num_rows, context_tokens, num_logits_rows, kv_tokens = shape
         sweeping, computing, attending, resting = self._factors
-        bandwidth = self._core_bandwidth(shape)
-        sweep_part = compute_part = attend_part = rest_part = 0.0
-        for cost in self._sums:
-            sweep, compute, rows, barrier = self._seconds(cost, shape, bandwidth)
-            if cost.kv_bytes:
-                attend_part += (sweep + compute) * attending
-            else:
-                sweep_part += sweep * sweeping
-                compute_part += compute * computing
-            rest_part += (rows + barrier) * resting
-        return sweep_part, compute_part, attend_part, rest_part
+        bandwidth, step = self._core_bandwidth(shape), self._step
+        swept = step.bytes + (step.wanted_bytes if num_logits_rows else 0.0)
+        rest = step.meeting + step.row * num_rows + step.wanted_row * num_logits_rows
+        if num_rows > PRIVATE_ROWS:
+            rest += step.meeting_if_many
+        if num_logits_rows > PRIVATE_ROWS:
+            rest += step.meeting_if_many_wanted
+        return (
+            swept / bandwidth * sweeping,
+            (step.compute * num_rows + step.wanted_compute * num_logits_rows) * computing,
+            (step.kv_bytes * kv_tokens / bandwidth + step.context_compute * context_tokens) * attending,
+            rest * resting,
+        )
 
     def _predict(self, instruction: np.void, cost: _Cost, shape: StepShape, bandwidth: float) -> Prediction:
         rows = shape.num_logits_rows if cost.wanted_rows else shape.num_rows
@@ -225,23 +266,3 @@ class CostModel:
         if op in (Op.NORM, Op.QUANTIZE):
             return _Cost(row_bytes=row_bytes, wanted_rows=wanted, meeting_seconds=meeting, meets_if_many=True)
         return _Cost(row_bytes=row_bytes, wanted_rows=wanted or op is Op.SAMPLE, meeting_seconds=meeting)
-
-
-def _sum_alike(costs: Iterable[_Cost]) -> list[_Cost]:
-    """Those of ``costs`` that depend on a step's shape in the same way as one, whose ``macs`` count in seconds."""
-    alike = defaultdict(list)
-    for cost in costs:
-        alike[cost.kv_bytes > 0, cost.wanted_rows, cost.meets_if_many].append(cost)
-    return [
-        _Cost(
-            bytes=sum(cost.bytes for cost in group),
-            kv_bytes=sum(cost.kv_bytes for cost in group),
-            macs=sum(cost.macs / cost.macs_per_second for cost in group),
-            context_macs=sum(cost.context_macs / cost.macs_per_second for cost in group),
-            row_bytes=sum(cost.row_bytes for cost in group),
-            wanted_rows=wanted_rows,
-            meeting_seconds=sum(cost.meeting_seconds for cost in group),
-            meets_if_many=meets_if_many,
-        )
-        for (_, wanted_rows, meets_if_many), group in alike.items()
-    ]

@@ -17,7 +17,7 @@ class BlockPool:
     >>> pool = BlockPool(3)
     >>> pool.allocate(2)
     [0, 1]
-    >>> pool.cache(0, b"once upon a time")
+    >>> pool.cache([0], [b"once upon a time"])
     >>> pool.free([0, 1])
     >>> pool.num_free
     3
@@ -76,13 +76,14 @@ class BlockPool:
             self._num_holders[block_id] += 1
             self._evictable.pop(block_id, None)
 
-    def cache(self, block_id: int, block_hash: bytes) -> None:
-        """Let a block that is held be found by ``block_hash``, unless another one has the same content already. It is
-        full and computed, and never written again. Raises ValueError for one that is not held."""
-        self._check_held(block_id)
-        if block_hash not in self._cached and self._hashes[block_id] is None:
-            self._cached[block_hash] = block_id
-            self._hashes[block_id] = block_hash
+    def cache(self, block_ids: Iterable[int], hashes: Iterable[bytes]) -> None:
+        """Let blocks that are held be found by their hashes, but those of which another one has the same content already.
+        They are full and computed, and never written again. Raises ValueError for one that is not held."""
+        for block_id, block_hash in zip(block_ids, hashes, strict=True):
+            self._check_held(block_id)
+            if block_hash not in self._cached and self._hashes[block_id] is None:
+                self._cached[block_hash] = block_id
+                self._hashes[block_id] = block_hash
 
     def free(self, block_ids: Iterable[int]) -> None:
         """Let go of blocks, each held once less. Raises ValueError for one that is not held.
@@ -90,11 +91,12 @@ class BlockPool:
         A sequence returns its last block first, so that the end of what it has cached is evicted before the beginning,
         without which the end cannot be found.
         """
+        num_holders, hashes = self._num_holders, self._hashes
         for block_id in block_ids:
             self._check_held(block_id)
-            self._num_holders[block_id] -= 1
-            if self._num_holders[block_id] == 0:
-                block_hash = self._hashes[block_id]
+            num_holders[block_id] -= 1
+            if num_holders[block_id] == 0:
+                block_hash = hashes[block_id]
                 if block_hash is None:
                     self._blank.append(block_id)
                 else:

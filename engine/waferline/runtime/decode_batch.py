@@ -25,7 +25,9 @@ class DecodeBatch:
         self._table = table
         self._all_spans = np.zeros(max_num_seqs, SPAN)
         self._all_spans["count"] = self._all_spans["num_logits"] = 1
-        self._all_limits = np.zeros(max_num_seqs, np.int32)  # [max_num_seqs]: tokens of each that are ever computed
+        self._slots = self._all_spans["slot"]  # [max_num_seqs], as all that follow; two views
+        self._starts = self._all_spans["start"]
+        self._limits = np.zeros(max_num_seqs, np.int32)  # tokens of each that are ever computed
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -39,35 +41,39 @@ class DecodeBatch:
     def shape(self) -> StepShape:
         """Of a step of nothing else."""
         count = len(self.sequences)
-        context_tokens = int(self.spans["start"].sum()) + count
+        context_tokens = int(self._starts[:count].sum()) + count
         return StepShape(count, context_tokens, count, context_tokens)
 
     def join(self, sequence: Sequence) -> None:
         row = sequence.decode_row = len(self.sequences)
         self.sequences.append(sequence)
-        self._all_spans["slot"][row] = sequence.slot
-        self._all_spans["start"][row] = sequence.num_tokens - 1
-        self._all_limits[row] = sequence.max_num_tokens - 1  # its last token is never computed
+        self._slots[row] = sequence.slot
+        self._starts[row] = sequence.num_tokens - 1
+        self._limits[row] = sequence.max_num_tokens - 1  # its last token is never computed
 
     def leave(self, sequence: Sequence) -> None:
         row, last = sequence.decode_row, self.sequences.pop()
         if last is not sequence:
             self.sequences[row] = last
             self._all_spans[row] = self._all_spans[last.decode_row]
-            self._all_limits[row] = self._all_limits[last.decode_row]
+            self._limits[row] = self._limits[last.decode_row]
             last.decode_row = row
         sequence.decode_row = NO_ROW
 
     def advance(self) -> list[Sequence]:
         """Take over the tokens that have been sampled since; the sequences that have filled a block by it."""
-        spans = self.spans
-        now = self._table.num_tokens[spans["slot"]] - 1
-        filled = np.flatnonzero(now // KV_BLOCK_SIZE > spans["start"] // KV_BLOCK_SIZE)
-        spans["start"] = now
+        count = len(self.sequences)
+        before = self._starts[:count]
+        now = self._table.num_tokens[self._slots[:count]] - 1
+        filled = (now // KV_BLOCK_SIZE - before // KV_BLOCK_SIZE).nonzero()[0]
+        before[:] = now
         return [self.sequences[row] for row in filled.tolist()]
 
     def lacking_blocks(self, num_steps: int) -> NDArray[np.int32]:
         """The blocks, int32 [n], that each lacks to take ``num_steps`` steps, or as many as it has left."""
-        spans, limits = self.spans, self._all_limits[: len(self.sequences)]
-        ends = np.minimum(spans["start"] + num_steps, limits)
-        return np.maximum(-(-ends // KV_BLOCK_SIZE) - self._table.num_blocks[spans["slot"]], 0)
+        count = len(self.sequences)
+        lacking = np.minimum(self._starts[:count] + num_steps, self._limits[:count])
+        lacking += KV_BLOCK_SIZE - 1
+        lacking //= KV_BLOCK_SIZE
+        lacking -= self._table.num_blocks[self._slots[:count]]
+        return np.maximum(lacking, 0, out=lacking)

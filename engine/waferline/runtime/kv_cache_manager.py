@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+import numpy as np
+
 from waferline_kernels.sequences import KV_BLOCK_SIZE, ExecutorLimits, SequenceTable
 
 from .block_hash import extend_block_hashes
@@ -65,11 +67,22 @@ class KVCacheManager:
         """Extend the block table of ``sequence`` to ``num_tokens`` positions, for which there are free blocks."""
         lacking = num_blocks(num_tokens) - len(sequence.block_ids)
         if lacking > 0:
-            self.extend(sequence, lacking)
+            self._extend_table(sequence, self.block_pool.allocate(lacking))
 
-    def extend(self, sequence: Sequence, count: int) -> None:
-        """Extend the block table of ``sequence`` by ``count`` blocks, which are free."""
-        self._extend_table(sequence, self.block_pool.allocate(count))
+    def extend(self, sequences: list[Sequence], counts: list[int]) -> None:
+        """Extend the block tables of ``sequences`` by so many blocks each, which are free."""
+        new_ids = self.block_pool.allocate(sum(counts))
+        slots: list[int] = []
+        columns: list[int] = []
+        at = 0
+        for sequence, count in zip(sequences, counts, strict=True):
+            held = len(sequence.block_ids)
+            sequence.block_ids += new_ids[at : at + count]
+            slots += [sequence.slot] * count
+            columns += range(held, held + count)
+            at += count
+        self._table.block_tables[slots, columns] = new_ids
+        np.add.at(self._table.num_blocks, slots, 1)
 
     def num_held(self, finished: Iterable[Sequence]) -> int:
         """The blocks that others than ``finished`` hold, whose blocks have not been released yet."""
@@ -83,8 +96,8 @@ class KVCacheManager:
         num_full = min(sequence.num_computed_tokens, sequence.num_tokens) // KV_BLOCK_SIZE
         if self.enable_prefix_caching and num_full > sequence.num_cached_blocks:
             extend_block_hashes(sequence.block_hashes, sequence.token_ids, sequence.request.cache_salt, num_full)
-            for at in range(sequence.num_cached_blocks, num_full):
-                self.block_pool.cache(sequence.block_ids[at], sequence.block_hashes[at])
+            full = slice(sequence.num_cached_blocks, num_full)
+            self.block_pool.cache(sequence.block_ids[full], sequence.block_hashes[full])
             sequence.num_cached_blocks = num_full
 
     def release(self, sequence: Sequence) -> None:

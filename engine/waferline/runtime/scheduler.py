@@ -29,8 +29,6 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Collection, Mapping
 
-import numpy as np
-
 from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 
 from ..fabric.cost import CostModel, StepShape
@@ -241,9 +239,11 @@ class Scheduler:
         """Give every sequence that decodes, by rank, a block for its next row; whether that took a preemption. One
         that lacks more rows has had blocks for all of them since it was admitted."""
         before = self.num_preemptions
-        rows = np.flatnonzero(self._decoding.lacking_blocks(1)).tolist()
+        rows = self._decoding.lacking_blocks(1).nonzero()[0].tolist()
+        if not rows:
+            return False
         lacking = {self._decoding.sequences[row] for row in rows}
-        for sequence in [sequence for sequence in self.running if sequence in lacking] if lacking else ():
+        for sequence in [sequence for sequence in self.running if sequence in lacking]:
             while sequence.is_running and not self.kv_cache.block_pool.num_free:
                 self._preempt(self.running.pop())
             if sequence.is_running:
@@ -261,8 +261,10 @@ class Scheduler:
         while max_steps > 1:
             lacking = self._decoding.lacking_blocks(max_steps)
             if lacking.sum() <= self.kv_cache.block_pool.num_free:
-                for row in np.flatnonzero(lacking).tolist():
-                    self.kv_cache.extend(self._decoding.sequences[row], int(lacking[row]))
+                rows = lacking.nonzero()[0]
+                if len(rows):
+                    sequences = [self._decoding.sequences[row] for row in rows.tolist()]
+                    self.kv_cache.extend(sequences, lacking[rows].tolist())
                 break
             max_steps //= 2
         return max_steps

@@ -107,5 +107,9 @@ class StepBuilder:
         return max(count, 0 if self.chunks else 1)
 
     def build(self, max_steps: int) -> ScheduledStep:
-        batch = np.concatenate([self._decodes, np.array(self.chunks, SPAN)]) if self.chunks else self._decodes
-        return ScheduledStep(batch, max_steps, self.sequences, len(self._decodes), self.shape)
+        count, batch = len(self._decodes), self._decodes
+        if self.chunks:  # concatenating them would take four times as long
+            batch = np.empty(count + len(self.chunks), SPAN)
+            batch[:count] = self._decodes
+            batch[count:] = self.chunks
+        return ScheduledStep(batch, max_steps, self.sequences, count, self.shape)
