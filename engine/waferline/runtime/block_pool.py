@@ -79,11 +79,12 @@ class BlockPool:
     def cache(self, block_ids: Iterable[int], hashes: Iterable[bytes]) -> None:
         """Let blocks that are held be found by their hashes, but those of which another one has the same content already.
         They are full and computed, and never written again. Raises ValueError for one that is not held."""
+        contents, cached = self._hashes, self._cached
         for block_id, block_hash in zip(block_ids, hashes, strict=True):
             self._check_held(block_id)
-            if block_hash not in self._cached and self._hashes[block_id] is None:
-                self._cached[block_hash] = block_id
-                self._hashes[block_id] = block_hash
+            if block_hash not in cached and contents[block_id] is None:
+                cached[block_hash] = block_id
+                contents[block_id] = block_hash
 
     def free(self, block_ids: Iterable[int]) -> None:
         """Let go of blocks, each held once less. Raises ValueError for one that is not held.

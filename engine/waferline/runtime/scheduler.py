@@ -225,7 +225,7 @@ class Scheduler:
         slot = sequence.slot = self._free_slots.pop()
         self.slots[slot] = sequence
         table = self._table
-        table.tokens[slot, : sequence.num_tokens] = sequence.token_ids
+        sequence.write_tokens(table.tokens[slot])
         table.num_tokens[slot] = sequence.num_tokens
         table.sampling[slot] = sequence.sampling
         if sequence.request.constraints is not None:

@@ -53,6 +53,7 @@ class Sequence:
         self._num_computed_tokens = 0
         self.block_ids: list[int] = []
         self.block_hashes = list(request.prompt_block_hashes)
+        self._prompt_array = request.prompt_array
         self.num_cached_blocks = 0
         self.num_cached_tokens: int | None = None
         self.finish_reason: str | None = None
@@ -104,6 +105,11 @@ class Sequence:
     def may_skip_rows(self) -> bool:
         """Whether cached blocks can stand for rows: not while prompt tokens are still to be scored from their logits."""
         return self.prompt_logprobs is None or len(self.prompt_logprobs) == self.num_prompt_tokens
+
+    def write_tokens(self, slot_tokens: NDArray[np.int32]) -> None:
+        """Write all tokens to the beginning of a slot's, int32 [max_model_len]."""
+        slot_tokens[: self.num_prompt_tokens] = self._prompt_array
+        slot_tokens[self.num_prompt_tokens : self.num_tokens] = self.token_ids[self.num_prompt_tokens :]
 
     def num_logits(self, count: int) -> int:
         """How many of the next ``count`` rows, the last ones, need their logits.
