@@ -357,7 +357,14 @@ INLINE void convert_chunk(const Attention *t, Scratch *s) {
 
 enum { CONVERT_VECTORS = 2 * ATTEND_ROWS };
 
+#if ATTEND_ROWS == 4
+#include "kernel_attention_narrow.h"
+#endif
+
 static void NAMED(attend_floats)(const Attention *t, const int format) {
+#if ATTEND_ROWS == 4
+    if (format == KV_BF16 ? attend_if_narrow(t, KV_BF16) : attend_if_narrow(t, KV_F32)) return;
+#endif
     Scratch s = begin_attention(t);
     const int element = format == KV_BF16 ? 2 : 4, is_converted = format == KV_BF16 && s.vectors > CONVERT_VECTORS;
     for (int v = 0; v < s.vectors; v++) {
