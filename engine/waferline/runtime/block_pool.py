@@ -79,9 +79,10 @@ class BlockPool:
     def cache(self, block_ids: Iterable[int], hashes: Iterable[bytes]) -> None:
         """Let blocks that are held be found by their hashes, but those of which another one has the same content already.
         They are full and computed, and never written again. Raises ValueError for one that is not held."""
-        contents, cached = self._hashes, self._cached
+        num_holders, contents, cached = self._num_holders, self._hashes, self._cached
         for block_id, block_hash in zip(block_ids, hashes, strict=True):
-            self._check_held(block_id)
+            if not (0 <= block_id < self.num_blocks and num_holders[block_id]):
+                raise _not_held(block_id)
             if block_hash not in cached and contents[block_id] is None:
                 cached[block_hash] = block_id
                 contents[block_id] = block_hash
@@ -92,12 +93,13 @@ class BlockPool:
         A sequence returns its last block first, so that the end of what it has cached is evicted before the beginning,
         without which the end cannot be found.
         """
-        num_holders, hashes = self._num_holders, self._hashes
+        num_holders, contents = self._num_holders, self._hashes
         for block_id in block_ids:
-            self._check_held(block_id)
+            if not (0 <= block_id < self.num_blocks and num_holders[block_id]):
+                raise _not_held(block_id)
             num_holders[block_id] -= 1
             if num_holders[block_id] == 0:
-                block_hash = hashes[block_id]
+                block_hash = contents[block_id]
                 if block_hash is None:
                     self._blank.append(block_id)
                 else:
@@ -109,6 +111,6 @@ class BlockPool:
         del self._cached[block_hash]
         return block_id
 
-    def _check_held(self, block_id: int) -> None:
-        if not (0 <= block_id < self.num_blocks and self._num_holders[block_id]):
-            raise ValueError(f"block_ids: {block_id} is not allocated")
+
+def _not_held(block_id: int) -> ValueError:
+    return ValueError(f"block_ids: {block_id} is not allocated")

@@ -72,17 +72,16 @@ class KVCacheManager:
     def extend(self, sequences: list[Sequence], counts: list[int]) -> None:
         """Extend the block tables of ``sequences`` by so many blocks each, which are free."""
         new_ids = self.block_pool.allocate(sum(counts))
-        slots: list[int] = []
+        slots = [sequence.slot for sequence in sequences]
         columns: list[int] = []
         at = 0
         for sequence, count in zip(sequences, counts, strict=True):
             held = len(sequence.block_ids)
             sequence.block_ids += new_ids[at : at + count]
-            slots += [sequence.slot] * count
             columns += range(held, held + count)
             at += count
-        self._table.block_tables[slots, columns] = new_ids
-        np.add.at(self._table.num_blocks, slots, 1)
+        self._table.block_tables[np.repeat(slots, counts), columns] = new_ids
+        self._table.num_blocks[slots] += np.array(counts, np.int32)
 
     def num_held(self, finished: Iterable[Sequence]) -> int:
         """The blocks that others than ``finished`` hold, whose blocks have not been released yet."""
