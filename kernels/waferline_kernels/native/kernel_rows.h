@@ -10,20 +10,53 @@
  * quantising 512 rows of 8192 takes 16 ms so, 26 without. */
 enum { ROW_PREFETCH = 512 };
 
+/* Squares are added in four chains, so that latency does not bound them. */
 static void NAMED(rms_norm)(const float *x, const float *gain, int32_t k, float eps, float *y) {
-    Float16 squares = splat16(0.0f);
-    for (int i = 0; i < k; i += 16) {
-        const Float16 v = load16(x + i);
-        __builtin_prefetch(x + i + ROW_PREFETCH);
-        EACH(p) squares.v[p] = squares.v[p] + v.v[p] * v.v[p];
-    }
-    const float inverse = 1.0f / sqrtf(sum16(squares) / (float)k + eps);
+    enum { CHAINS = 4 };
+    Float16 squares[CHAINS];
+    for (int c = 0; c < CHAINS; c++) squares[c] = splat16(0.0f);
+    for (int i = 0; i < k; i += 16 * CHAINS)
+#pragma GCC unroll 4
+        for (int c = 0; c < CHAINS; c++) {
+            if (i + 16 * c >= k) break;
+            const Float16 v = load16(x + i + 16 * c);
+            __builtin_prefetch(x + i + 16 * c + ROW_PREFETCH);
+            EACH(p) squares[c].v[p] = squares[c].v[p] + v.v[p] * v.v[p];
+        }
+    EACH(p) squares[0].v[p] = (squares[0].v[p] + squares[1].v[p]) + (squares[2].v[p] + squares[3].v[p]);
+    const float inverse = 1.0f / sqrtf(sum16(squares[0]) / (float)k + eps);
     for (int i = 0; i < k; i += 16) {
         Float16 v = load16(x + i);
         const Float16 g = load16(gain + i);
         EACH(p) v.v[p] = v.v[p] * inverse * g.v[p];
         store16(y + i, v);
     }
+}
+
+/* codes[n] nearest to x[n] * inverse, n to whole vectors and at most SUBGROUP; returns their sum. */
+INLINE int32_t quantize_subgroup(const float *x, int n, float inverse, int8_t *codes) {
+#if LANES == 16 /* vpsadbw adds up eight unsigned bytes, here codes + 128 */
+    __m128i sums = _mm_setzero_si128();
+    for (int i = 0; i < n; i += 16) {
+        const __m512 scaled = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(inverse));
+        const __m128i narrow = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(scaled));
+        _mm_storeu_si128((__m128i *)(codes + i), narrow);
+        sums = _mm_add_epi64(sums, _mm_sad_epu8(_mm_xor_si128(narrow, _mm_set1_epi8((char)0x80)), _mm_setzero_si128()));
+    }
+    return _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 128 * (int)round_up(n, 16);
+#else
+    Int16 sum = {{{0}}};
+    for (int i = 0; i < n; i += 16) {
+        const Float16 v = load16(x + i);
+        EACH(p) {
+            const IntV code = __builtin_convertvector(round_even(v.v[p] * inverse), IntV);
+            const CharV narrow = __builtin_convertvector(code, CharV);
+            sum.v[p] = sum.v[p] + code;
+            memcpy(codes + i + p * LANES, &narrow, sizeof narrow);
+        }
+    }
+    return sum16_int(sum);
+#endif
 }
 
 static void NAMED(quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums) {
@@ -36,22 +69,17 @@ static void NAMED(quantize)(const float *x, int32_t k, int8_t *codes, float *sca
             IntV *y = largest[i / 16 % 2].v;
             EACH(p) y[p] = larger_int((IntV)v.v[p] & 0x7FFFFFFF, y[p]);
         }
-        const int32_t even = max16_int(largest[0]), odd = max16_int(largest[1]), bits = even > odd ? even : odd;
+        EACH(p) largest[0].v[p] = larger_int(largest[0].v[p], largest[1].v[p]);
+        const int32_t bits = max16_int(largest[0]);
         float amax;
         memcpy(&amax, &bits, sizeof amax);
         const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax; /* below, it would overflow */
-        for (int subgroup = begin; subgroup < begin + GROUP; subgroup += SUBGROUP) {
-            Int16 sum = {{{0}}};
-            for (int i = subgroup; i < subgroup + SUBGROUP && i < end; i += 16) {
-                const Float16 v = load16(x + i);
-                EACH(p) {
-                    const IntV code = __builtin_convertvector(round_even(v.v[p] * inverse), IntV);
-                    const CharV narrow = __builtin_convertvector(code, CharV);
-                    sum.v[p] = sum.v[p] + code;
-                    memcpy(codes + i + p * LANES, &narrow, sizeof narrow);
-                }
-            }
-            *sums++ = sum16_int(sum);
+#pragma GCC unroll 4
+        for (int i = begin; i < begin + GROUP; i += SUBGROUP) {
+            const int left = end - i;
+            *sums++ = left >= SUBGROUP ? quantize_subgroup(x + i, SUBGROUP, inverse, codes + i)
+                      : left > 0       ? quantize_subgroup(x + i, left, inverse, codes + i)
+                                       : 0;
         }
         *scales++ = amax < 1e-30f ? 0.0f : amax / 127.0f;
     }
