@@ -41,10 +41,10 @@ static float bfloat16_to_float(uint16_t half) {
 }
 
 /* One weight of a strip; see tiles.py. */
-static float weight_at(const Tensor *tensor, const uint8_t *strip, int64_t k, int column) {
-    if (tensor->format == FORMAT_F32) return ((const float *)strip)[k * TILE_N + column];
-    if (tensor->format == FORMAT_BF16) return bfloat16_to_float(((const uint16_t *)strip)[k / 2 * 32 + column * 2 + k % 2]);
-    const int is_q8 = tensor->format == FORMAT_Q8, block = is_q8 ? Q8_BLOCK_LINES : Q4_BLOCK_LINES;
+static inline float weight_at(const int format, const uint8_t *strip, int64_t k, int column) {
+    if (format == FORMAT_F32) return ((const float *)strip)[k * TILE_N + column];
+    if (format == FORMAT_BF16) return bfloat16_to_float(((const uint16_t *)strip)[k / 2 * 32 + column * 2 + k % 2]);
+    const int is_q8 = format == FORMAT_Q8, block = is_q8 ? Q8_BLOCK_LINES : Q4_BLOCK_LINES;
     const int64_t line = k / (is_q8 ? Q8_LINE_K : Q4_LINE_K);
     const uint8_t *scale_line = strip + line / block * (block + 1) * LINE_BYTES;
     const uint8_t code = strip[(line + line / block + 1) * LINE_BYTES + column * 4 + k % 4];
@@ -64,7 +64,15 @@ static void embed(const Executor *e, const Instruction *i, int worker) {
         const uint8_t *strip = find_strip(e, i->weight, e->rows[r].token / TILE_N);
         const int column = e->rows[r].token % TILE_N;
         float *x = e->buffers[BUFFER_X] + r * e->strides[BUFFER_X];
-        for (int64_t k = range.begin; k < range.end; k++) x[k] = weight_at(tensor, strip, k, column);
+        switch (tensor->format) { /* constants where weight_at is inlined: its divisions become shifts */
+#define GATHER(format) \
+    case format: for (int64_t k = range.begin; k < range.end; k++) x[k] = weight_at(format, strip, k, column); break;
+            GATHER(FORMAT_F32)
+            GATHER(FORMAT_BF16)
+            GATHER(FORMAT_Q8)
+            GATHER(FORMAT_Q4)
+#undef GATHER
+        }
     }
 }
 
