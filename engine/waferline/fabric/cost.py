@@ -143,9 +143,8 @@ class CostModel:
         self._costs = [self._cost(instruction, fabric) for instruction in program.instructions]
         self._step = _StepCost.of(self._costs, self._cores / self._near_bandwidth)
         self._factors = [1.0] * len(PARTS)
-        self._doubt = [
-            [DOUBT**2 * (row == column) for column in PARTS] for row in PARTS
-        ]  # covariance of their logarithms
+        # The covariance of their logarithms.
+        self._doubt = [[DOUBT**2 * (row == column) for column in PARTS] for row in PARTS]
 
     @property
     def factors(self) -> dict[str, float]:
@@ -188,8 +187,8 @@ class CostModel:
         learnt = min(max(surprise, -limit), limit) / variance
         forgetting = FORGETTING if abs(surprise) <= limit else SURPRISED_FORGETTING
         kept = 1.0 - forgetting
+        self._factors = [factor * math.exp(part * learnt) for factor, part in zip(self._factors, blame, strict=True)]
         for at, (w, x, y, z) in enumerate(self._doubt):
-            self._factors[at] *= math.exp(blame[at] * learnt)
             gain = blame[at] / variance
             row = [kept * (w - gain * p), kept * (x - gain * q), kept * (y - gain * r), kept * (z - gain * s)]
             row[at] += forgetting * DOUBT**2

@@ -25,9 +25,8 @@ class DecodeBatch:
         self._table = table
         self._all_spans = np.zeros(max_num_seqs, SPAN)
         self._all_spans["count"] = self._all_spans["num_logits"] = 1
-        self._slots = self._all_spans["slot"]  # [max_num_seqs], as all that follow; two views
-        self._starts = self._all_spans["start"]
-        self._limits = np.zeros(max_num_seqs, np.int32)  # tokens of each that are ever computed
+        self._slots, self._starts = self._all_spans["slot"], self._all_spans["start"]  # views, [max_num_seqs]
+        self._limits = np.zeros(max_num_seqs, np.int32)  # [max_num_seqs]: tokens of each that are ever computed
 
     def __len__(self) -> int:
         return len(self.sequences)
