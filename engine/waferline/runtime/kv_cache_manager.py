@@ -60,9 +60,6 @@ class KVCacheManager:
                 self.num_prefix_cache_hits += sequence.num_computed_tokens
         self.reserve(sequence, sequence.num_tokens)
 
-    def can_reserve(self, sequence: Sequence, num_tokens: int) -> bool:
-        return num_blocks(num_tokens) - len(sequence.block_ids) <= self.block_pool.num_free
-
     def reserve(self, sequence: Sequence, num_tokens: int) -> None:
         """Extend the block table of ``sequence`` to ``num_tokens`` positions, for which there are free blocks."""
         lacking = num_blocks(num_tokens) - len(sequence.block_ids)

@@ -33,7 +33,7 @@ static void NAMED(rms_norm)(const float *x, const float *gain, int32_t k, float 
     }
 }
 
-/* codes[n] nearest to x[n] * inverse, n to whole vectors and at most SUBGROUP; returns their sum. */
+/* codes[n] nearest to x[n] * inverse, ties to even, n to whole vectors and at most SUBGROUP; returns their sum. */
 INLINE int32_t quantize_subgroup(const float *x, int n, float inverse, int8_t *codes) {
 #if LANES == 16 /* vpsadbw adds up eight unsigned bytes, here codes + 128 */
     __m128i sums = _mm_setzero_si128();
