@@ -12,7 +12,7 @@ from scripted import ScriptedExecutor, make_request
 from stepper import run_step
 
 from waferline.model.load import Model
-from waferline.runtime.admission import Admission, AdmissionLimits, cautious_turns
+from waferline.runtime.admission import LEAST_MARGIN, SPREADS, Admission, AdmissionLimits, cautious_turns
 from waferline.runtime.errors import RequestFailed
 from waferline.runtime.request import Request
 from waferline.runtime.scheduler import Scheduler
@@ -149,6 +149,18 @@ def test_what_takes_longer_than_predicted_is_reckoned_with() -> None:
     bench.refusal(request)
 
 
+def test_first_tokens_that_vary_leave_less_of_the_bound() -> None:
+    bench = Bench(seqs=32, max_ttft_ms=1000)
+    request = make_request(prompt_of(1, 1900), 2)
+    bench.accept(request)
+    margins = []
+    for off in (0.0, 0.1, 0.3):
+        for number in range(200):
+            bench.admission.begun(request, (1 + off * (-1) ** number) * request.predicted_ttft_ms)
+        margins.append(bench.admission.margin)
+    assert margins == pytest.approx([LEAST_MARGIN, 1 + SPREADS * 0.1, 1 + SPREADS * 0.3], rel=0.05)
+
+
 @pytest.mark.parametrize("turns", [1, 2, 5, 20, 100])
 def test_completions_end_hardly_ever_later_than_is_reckoned_with(turns: int) -> None:
     times = np.random.default_rng(turns).exponential(size=(20_000, turns)).sum(axis=1)
@@ -221,7 +233,7 @@ def test_a_slow_queue_is_known_beforehand_and_the_time_to_come_back_is_right() -
 
 
 def test_urgent_requests_are_let_in_where_others_are_not() -> None:
-    bench = Bench(seqs=32, max_ttft_ms=1150)
+    bench = Bench(seqs=32, max_ttft_ms=1500)
     for number in range(27):
         bench.accept(make_request(prompt_of(number, 300), 2))
     bench.refusal(make_request(prompt_of(50, 600), 2))

@@ -307,12 +307,12 @@ def test_a_prompt_that_nobody_waits_beside_takes_all_rows() -> None:
 
 @pytest.mark.parametrize(
     ("row_ms", "itl_target_ms", "rows"),
-    [(2.0, 0.1, [2, 2, 2]), (2.0, 41.0, [2, 2, 2]), (2.0, 57.0, [3, 3, 3]), (10.0, 57.0, [1, 1, 1])],
+    [(2.0, 0.1, [2, 2, 2]), (2.0, 41.0, [2, 2, 2]), (2.0, 64.0, [3, 3, 3]), (10.0, 57.0, [1, 1, 1])],
 )
 def test_where_the_target_leaves_no_time_a_prompt_still_advances(
     row_ms: float, itl_target_ms: float, rows: list[int]
 ) -> None:
-    """Two streams take 41 ms alone, of which a tenth is time for two rows, as 85% of 57 ms is for three; or 57, where a
+    """Two streams take 41 ms alone, of which a tenth is time for two rows, as 75% of 64 ms is for three; or 57, where a
     tenth is not even for one."""
     costs = FakeCosts(row_ms, logits_ms=18.0)
     scheduler, executor = make_scheduler(rows=64, cost_model=costs, itl_target_ms=itl_target_ms)

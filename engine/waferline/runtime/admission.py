@@ -14,9 +14,12 @@ D are those that run and half of those ahead, which join them one by one. What a
 attends to, which are those of the prompts ahead and not of the request's own: a short prompt behind long ones waits long.
 Prompts count in full although part of them may be found in the prefix cache: a prediction errs to the long side.
 
-A bound is for nearly all that are accepted and not for their mean, so ``check`` has completions end as late as they rarely
-do (``cautious_turns``), and MARGIN for what the cost model is off. What first tokens took of late beyond what was predicted
-counts too (``slowness``).
+A bound is for nearly all that are accepted and not for their mean, so ``check`` is cautious: completions end as late as
+they rarely do (``cautious_turns``), prompts have as little of a bounded step as stalls may leave them, and first tokens
+come after ``margin`` times what is predicted. That follows how far off predictions were of late, as a retransmission timer
+does (Jacobson, "Congestion Avoidance and Control", 1988; RFC 6298): let first tokens have come after 1.1 times what was
+predicted on average, and 0.15 times off that, then the next hardly takes more than 1.1 + 4 * 0.15 times. So a machine that
+is slower at times than at others, be it that other tenants share its cores, accepts less.
 """
 
 from __future__ import annotations
@@ -28,14 +31,16 @@ from typing import Any
 
 from waferline_kernels.sequences import ExecutorLimits
 
-from ..fabric.cost import CostModel, StepShape
+from ..fabric.cost import CostModel
 from .errors import OVERLOADED, RequestFailed
 from .request import Request
 from .scheduler import Scheduler
 
-MARGIN = 1.15  # over what is predicted: for how far off the cost model is
+LEAST_MARGIN = 1.15  # over what predictions were off on average, for how far off the cost model is
 CAUTION = 2.0  # standard deviations: how likely slots come free within the time that is reckoned with
-FIRST_TOKENS_RATE = 1 / 16  # by which what first tokens took over what was predicted follows, after as many
+SPREADS = 4.0  # mean deviations: how late a first token hardly ever comes
+FIRST_SPREAD = 1 / 8  # of what is predicted, before first tokens have come
+FIRST_TOKENS_RATE = 1 / 16  # by which how far off predictions are follows, after as many
 OUTPUT_TOKENS_RATE = 1 / 32  # by which the average length of completions follows, after as many
 
 
@@ -84,7 +89,9 @@ class Admission:
         self._limits = limits
         self._cost_model = cost_model
         self._num_ended = self._num_generated = 0
-        self._ttft_ms = self._predicted_ttft_ms = 0.0  # of first tokens of late, on average
+        # Of first tokens of late, on average; to begin with as if one that just met the bound had been predicted to.
+        self._ttft_ms = self._predicted_ttft_ms = bounds.max_ttft_ms or 1.0
+        self._deviation_ms = FIRST_SPREAD * self._predicted_ttft_ms
         self._arriving: set[Request] = set()
 
     def check(self, request: Request) -> None:
@@ -111,11 +118,19 @@ class Admission:
     @property
     def slowness(self) -> float:
         """How many times what was predicted first tokens took of late, or 1 where that is less."""
-        return max(1.0, self._ttft_ms / self._predicted_ttft_ms) if self._predicted_ttft_ms else 1.0
+        return max(1.0, self._ttft_ms / self._predicted_ttft_ms)
+
+    @property
+    def margin(self) -> float:
+        """How many times what is predicted the next first token hardly takes longer than."""
+        slowness, spread = self.slowness, self._deviation_ms / self._predicted_ttft_ms
+        return max(LEAST_MARGIN * slowness, slowness + SPREADS * spread)
 
     def begun(self, request: Request, ttft_ms: float) -> None:
-        """Learn from ``request``, whose first token came ``ttft_ms`` after it: stalls, Python's time and steps that are
-        planned shorter are in no prediction."""
+        """Learn from ``request``, whose first token came ``ttft_ms`` after it: stalls, Python's time and what neighbours
+        take of a shared machine are in no prediction."""
+        expected_ms = self._ttft_ms / self._predicted_ttft_ms * request.predicted_ttft_ms
+        self._deviation_ms += FIRST_TOKENS_RATE * (abs(ttft_ms - expected_ms) - self._deviation_ms)
         self._ttft_ms += FIRST_TOKENS_RATE * (ttft_ms - self._ttft_ms)
         self._predicted_ttft_ms += FIRST_TOKENS_RATE * (request.predicted_ttft_ms - self._predicted_ttft_ms)
 
@@ -146,10 +161,9 @@ class Admission:
         request.predicted_ttft_ms = self.predict_ttft_ms(request)
         ahead, own = self._predict(request, is_cautious=True)
         is_idle = ahead == 0 and not self._scheduler.num_running
-        margin = MARGIN * self.slowness
-        predicted = margin * (ahead + own)
+        predicted = self.margin * (ahead + own)
         if not is_idle and predicted > max_ttft_ms:
-            later = self.slowness * (ahead + own) - max_ttft_ms / MARGIN
+            later = self.slowness * (ahead + own - max_ttft_ms / self.margin)
             raise _overloaded(f"max_ttft_ms: {predicted:.0f} are predicted, expected at most {max_ttft_ms:g}", later)
 
     def _predict(self, request: Request, is_cautious: bool = False) -> tuple[float, float]:
@@ -160,9 +174,8 @@ class Admission:
         turns = max(0.0, num_ahead + 1 - self._num_free_slots())
         if is_cautious:
             turns = cautious_turns(turns)
-        slack = MARGIN if is_cautious else 1.0
-        ahead = self._milliseconds(num_tokens, attended / max(1, num_tokens), turns, num_ahead / 2, slack)
-        return ahead, self._milliseconds(num_own, num_own / 2, 0, num_ahead, slack)
+        ahead = self._milliseconds(num_tokens, attended / max(1, num_tokens), turns, num_ahead / 2, is_cautious)
+        return ahead, self._milliseconds(num_own, num_own / 2, 0, num_ahead, is_cautious)
 
     def _ahead_of(self, request: Request) -> tuple[float, float, float]:
         """What goes before ``request``: completions that wait; tokens of prompts, those that run included; and the tokens
@@ -185,11 +198,11 @@ class Admission:
         return num_ahead, num_tokens, attended
 
     def _milliseconds(
-        self, num_tokens: float, attended: float, turns: float, num_joining: float = 0, slack: float = 1.0
+        self, num_tokens: float, attended: float, turns: float, num_joining: float = 0, is_cautious: bool = False
     ) -> float:
         """The time to compute ``num_tokens`` of prompts, each of which attends to ``attended`` on average, beside what is
-        running and ``num_joining`` completions more, and until ``turns`` completions have ended. Decoding may take
-        ``slack`` times what is predicted, which leaves prompts so much less of a step that is bounded."""
+        running and ``num_joining`` completions more, and until ``turns`` completions have ended. Where it
+        ``is_cautious`` decoding and stalls leave prompts as little of a step that is bounded as they may."""
         running = self._scheduler.running
         decoding = max(1, min(self._limits.max_num_seqs, len(running) + int(num_joining)))
         context = max(1, sum(sequence.num_tokens for sequence in running))
@@ -201,8 +214,9 @@ class Admission:
         row = max(0.0, full_step - step) / int(room)
         target = self._scheduler.target
         if target is not None and row > 0:
-            budget = target.budget_ms(StepShape.of(decoding, context, decoding))
-            room = min(room, max(1.0, (budget - slack * step) / row))
+            slow_step = LEAST_MARGIN * step
+            left = target.least_budget_ms(slow_step) - slow_step if is_cautious else target.budget_ms(step) - step
+            room = min(room, max(1.0, left / row))
         num_concurrent = decoding if self._scheduler.is_out_of_blocks else self._limits.max_num_seqs
         # Before the first completion ends, all that has been generated counts as one.
         length = self.num_output_tokens if self._num_ended else sum(sequence.num_output_tokens for sequence in running)

@@ -136,7 +136,7 @@ class Speculator:
         step.max_steps = min(step.max_steps, 1 if times.want_plain else times.run_length)
         if times.want_plain:
             return
-        budget_ms = math.inf if target is None else target.budget_ms(step.shape)
+        budget_ms = math.inf if target is None else target.budget_ms(target.predict_ms(step.shape))
         tokens = float(rows)  # that the step is expected to give
         for index, sequence in enumerate(step.sequences):
             drafting = self._drafting(sequence)

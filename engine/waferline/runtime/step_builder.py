@@ -17,7 +17,7 @@ from .sequence import Sequence
 from .stalls import Stalls
 
 PREFILL_SHARE = 0.5  # of a step: what stalls leave to prefill, whatever they are, as far as that takes no longer than
-FILLED_SHARE = 0.85  # of the target
+FILLED_SHARE = 0.75  # of the target
 LEAST_SHARE = 0.1  # of the time that decoding alone takes: what prefill gets even of a target that leaves less
 
 
@@ -48,13 +48,15 @@ class LatencyTarget:
         self._itl_ms = itl_ms
         self._cost_model = cost_model
 
-    def budget_ms(self, decodes: StepShape) -> float:
-        """Of a step that has the rows ``decodes`` of such streams, and others. Prefill gets a share even where the
-        target or stalls leave it none: no prompt waits for ever, or so long that the streams meanwhile grow beyond the
-        target by themselves."""
-        alone_ms = self.predict_ms(decodes)
+    def budget_ms(self, alone_ms: float) -> float:
+        """Of a step that would take ``alone_ms`` with the rows of such streams alone, and has others."""
+        return max(self.stalls.planned_ms, self.least_budget_ms(alone_ms))
+
+    def least_budget_ms(self, alone_ms: float) -> float:
+        """The same, whatever stalls call for. Prefill gets a share even where the target or stalls leave it none: no
+        prompt waits for ever, or so long that the streams meanwhile grow beyond the target by themselves."""
         shared_ms = min(alone_ms / (1 - PREFILL_SHARE), FILLED_SHARE * self._itl_ms)
-        return max(self.stalls.planned_ms, shared_ms, (1 + LEAST_SHARE) * alone_ms)
+        return max(shared_ms, (1 + LEAST_SHARE) * alone_ms)
 
     def predict_ms(self, shape: StepShape) -> float:
         return self._cost_model.predict_step_ms(*shape)
@@ -71,7 +73,7 @@ class StepBuilder:
         self._rows = limits.max_num_batched_tokens - len(decoding)
         self._logits = limits.max_num_logits - len(decoding)
         self._target = target if len(decoding) else None  # nobody waits for the next token
-        self._budget_ms = 0.0 if self._target is None else self._target.budget_ms(self.shape)
+        self._budget_ms = 0.0 if self._target is None else self._target.budget_ms(self._target.predict_ms(self.shape))
         self._is_out_of_time = False
 
     @property
