@@ -5,8 +5,33 @@
 #include "kernel_vectors.h"
 #include "kernels.h"
 
+#if LANES == 16
+/* Heads whose size divides 16, as many at once: x * cos + its other half * sin, the first half's sines negated. */
+INLINE void rotate_narrow(float *x, int32_t heads, const float *angles, int32_t head_dim) {
+    const int32_t half = head_dim / 2, n = heads * head_dim;
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i angle = _mm512_and_si512(lane, _mm512_set1_epi32(half - 1));
+    const __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(half));
+    const __m512 both = (__m512)load_first(angles, head_dim).v[0];
+    const __m512 cos = _mm512_permutexvar_ps(angle, both);
+    __m512 sin = _mm512_permutexvar_ps(_mm512_or_si512(angle, _mm512_set1_epi32(half)), both);
+    sin = _mm512_mask_sub_ps(sin, _mm512_testn_epi32_mask(lane, _mm512_set1_epi32(half)), _mm512_set1_ps(-0.0f), sin);
+    for (int32_t i = 0; i < n; i += 16) {
+        const __mmask16 lanes = n - i < 16 ? (1u << (n - i)) - 1 : 0xFFFF;
+        const __m512 v = _mm512_maskz_loadu_ps(lanes, x + i), crossed = _mm512_mul_ps(_mm512_permutexvar_ps(other, v), sin);
+        _mm512_mask_storeu_ps(x + i, lanes, _mm512_add_ps(_mm512_mul_ps(v, cos), crossed));
+    }
+}
+#endif
+
 /* In place, each half with the other. */
 static void NAMED(rotate)(float *x, int32_t heads, const float *angles, int32_t head_dim) {
+#if LANES == 16
+    if (16 % head_dim == 0) {
+        rotate_narrow(x, heads, angles, head_dim);
+        return;
+    }
+#endif
     const int32_t half = head_dim / 2;
     const float *cos = angles, *sin = angles + half;
     for (int32_t head = 0; head < heads; head++, x += head_dim) {
@@ -36,19 +61,16 @@ static void NAMED(store_kv_f32)(const float *key, const float *value, int32_t he
     memcpy(values + token * kv_value_stride(head_dim), value, head_dim * sizeof *value);
 }
 
-/* x[n] padded with zeros to whole vectors. */
-INLINE void pad(const float *x, int32_t n, float *padded) {
-    memset(padded + n / 16 * 16, 0, n % 16 > 0 ? 16 * sizeof *padded : 0);
-    memcpy(padded, x, n * sizeof *x);
+/* x[n] from i on, to a whole vector with zeros. */
+INLINE Float16 load_from(const float *x, int i, int n) {
+    return n - i >= 16 ? load16(x + i) : load_first(x + i, n - i);
 }
 
 /* bits[n], to whole vectors, of the bfloat16 nearest to x[n], ties to even, and finite whatever x is: times a weight of zero
  * they must be zero. tiles.bfloat16_bits. */
 INLINE void to_finite_bfloat16(const float *x, int32_t n, uint16_t *bits) {
-    float padded[MAX_HEAD_DIM];
-    pad(x, n, padded);
     for (int i = 0; i < n; i += 16) {
-        const Float16 v = load16(padded + i);
+        const Float16 v = load_from(x, i, n);
         EACH(p) {
             const UintV whole = (UintV)v.v[p], sign = whole >> 31 << 15;
             const UintV magnitude = ((whole & 0x7FFFFFFFu) + 0x7FFF + (whole >> 16 & 1)) >> 16;
@@ -81,15 +103,13 @@ static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t h
 /* codes[n], to whole vectors, = x[n] / scale, at most 127 either way; returns the scale. tiles.quantize_rows, bit for bit. */
 INLINE float to_codes(const float *x, int32_t n, int8_t *codes) {
     Float16 largest = splat16(0.0f);
-    float padded[MAX_HEAD_DIM];
-    pad(x, n, padded);
     for (int i = 0; i < n; i += 16) {
-        const Float16 v = load16(padded + i);
+        const Float16 v = load_from(x, i, n);
         EACH(p) largest.v[p] = larger((FloatV)((IntV)v.v[p] & 0x7FFFFFFF), largest.v[p]);
     }
     const float amax = max16(largest), inverse = amax < MIN_QUANTIZED ? 0.0f : 127.0f / amax; /* below, it would overflow */
     for (int i = 0; i < n; i += 16) {
-        const Float16 v = load16(padded + i);
+        const Float16 v = load_from(x, i, n);
         EACH(p) {
             const CodeV bytes = __builtin_convertvector(__builtin_convertvector(round_even(v.v[p] * inverse), IntV), CodeV);
             memcpy(codes + i + p * LANES, &bytes, sizeof bytes);

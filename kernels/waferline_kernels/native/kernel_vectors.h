@@ -110,6 +110,17 @@ INLINE Float16 load16(const float *x) {
     return y;
 }
 
+/* x[n], at most 16, then zeros; nothing beyond is read. */
+INLINE Float16 load_first(const float *x, int n) {
+#if LANES == 16
+    return (Float16){{(FloatV)_mm512_maskz_loadu_ps((1u << n) - 1, x)}};
+#else
+    float padded[16] = {0};
+    memcpy(padded, x, n * sizeof *x);
+    return load16(padded);
+#endif
+}
+
 INLINE void store16(float *y, Float16 x) {
     EACH(p) memcpy(y + p * LANES, &x.v[p], sizeof x.v[p]);
 }
@@ -135,6 +146,9 @@ INLINE Float16 load_bfloat16(const uint8_t *bits) {
 #define LARGER(a, b) ((b) > (a) ? (b) : (a))
 
 INLINE float sum16(Float16 x) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)x.v[0]);
+#endif
     float y[16];
     store16(y, x);
     FOLD(y, 8, SUM);
