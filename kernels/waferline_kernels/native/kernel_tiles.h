@@ -132,6 +132,17 @@ INLINE void add_sums(const int32_t *sums, __m512 scales, const float *a_scales, 
     }
 }
 
+/* Ask L2 for the lines that rows begin .. end - 1 of two strips are stored to: those of many rows lie in L3 or beyond, and
+ * storing to them took a third of a matmul of 512 rows. */
+INLINE void prefetch_outputs(const Matmul *m, int s, int begin, int end) {
+    const int column = (m->first + s) * TILE_N, is_pair = m->epilogue == EPILOGUE_SILU_MUL;
+    for (int row = begin; row < end && row < m->rows; row++) {
+        const float *dst = m->dst + row * m->dst_stride + (is_pair ? column / 2 : column);
+        __builtin_prefetch(dst, 0, 2);
+        if (!is_pair) __builtin_prefetch(dst + TILE_N, 0, 2);
+    }
+}
+
 /* `tiles` tiles of rows from row, times the strips s and, where there is one, s + 1. It is one of `passes` over them, each
  * of which asks for its part of the two strips that follow; a single one asks for what is a little ahead. */
 INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrips *w, int s, int row, int pass,
@@ -160,6 +171,7 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
         const uint8_t *next = group_line(w->strips[0], g, format) + (format == FORMAT_Q8 ? g % 2 * GROUP_BYTES : 0);
         for (int line = group_lines * pass / passes; !passes_once && line < group_lines * (pass + 1) / passes; line++)
             for (int j = 2; j < 4; j++) __builtin_prefetch(next + j * m->strip_bytes + line * LINE_BYTES, 0, 2);
+        prefetch_outputs(m, s, row + tiles * tile_rows * g / groups, row + tiles * tile_rows * (g + 1) / groups);
 #pragma GCC unroll 2
         for (int step = 0; step < STEPS; step++) {
             const int is_inside = step == 0 || g * GROUP + TILE_K < k;
