@@ -161,6 +161,15 @@ def test_first_tokens_that_vary_leave_less_of_the_bound() -> None:
     assert margins == pytest.approx([LEAST_MARGIN, 1 + SPREADS * 0.1, 1 + SPREADS * 0.3], rel=0.05)
 
 
+def test_without_a_bound_first_tokens_teach_nothing() -> None:
+    bench = Bench()
+    request = bench.accept(make_request([1, 2, 3], 2))
+    before = bench.admission.margin
+    for _ in range(20_000):  # so often that an average of zeros would come to nothing
+        bench.admission.begun(request, 5.0)
+    assert bench.admission.margin == before
+
+
 @pytest.mark.parametrize("turns", [1, 2, 5, 20, 100])
 def test_completions_end_hardly_ever_later_than_is_reckoned_with(turns: int) -> None:
     times = np.random.default_rng(turns).exponential(size=(20_000, turns)).sum(axis=1)

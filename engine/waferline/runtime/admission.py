@@ -129,6 +129,8 @@ class Admission:
     def begun(self, request: Request, ttft_ms: float) -> None:
         """Learn from ``request``, whose first token came ``ttft_ms`` after it: stalls, Python's time and what neighbours
         take of a shared machine are in no prediction."""
+        if not request.predicted_ttft_ms:
+            return  # there is no bound
         expected_ms = self._ttft_ms / self._predicted_ttft_ms * request.predicted_ttft_ms
         self._deviation_ms += FIRST_TOKENS_RATE * (abs(ttft_ms - expected_ms) - self._deviation_ms)
         self._ttft_ms += FIRST_TOKENS_RATE * (ttft_ms - self._ttft_ms)
@@ -202,7 +204,7 @@ class Admission:
     ) -> float:
         """The time to compute ``num_tokens`` of prompts, each of which attends to ``attended`` on average, beside what is
         running and ``num_joining`` completions more, and until ``turns`` completions have ended. Where it
-        ``is_cautious`` decoding and stalls leave prompts as little of a step that is bounded as they may."""
+        ``is_cautious`` prompts get as little of a step that is bounded as decoding and stalls may leave them."""
         running = self._scheduler.running
         decoding = max(1, min(self._limits.max_num_seqs, len(running) + int(num_joining)))
         context = max(1, sum(sequence.num_tokens for sequence in running))

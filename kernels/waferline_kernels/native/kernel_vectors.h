@@ -146,9 +146,6 @@ INLINE Float16 load_bfloat16(const uint8_t *bits) {
 #define LARGER(a, b) ((b) > (a) ? (b) : (a))
 
 INLINE float sum16(Float16 x) {
-#if LANES == 16
-    return _mm512_reduce_add_ps((__m512)x.v[0]);
-#endif
     float y[16];
     store16(y, x);
     FOLD(y, 8, SUM);
