@@ -242,7 +242,7 @@ def test_a_slow_queue_is_known_beforehand_and_the_time_to_come_back_is_right() -
 
 
 def test_urgent_requests_are_let_in_where_others_are_not() -> None:
-    bench = Bench(seqs=32, max_ttft_ms=1500)
+    bench = Bench(seqs=32, max_ttft_ms=1625)
     for number in range(27):
         bench.accept(make_request(prompt_of(number, 300), 2))
     bench.refusal(make_request(prompt_of(50, 600), 2))

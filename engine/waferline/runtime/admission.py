@@ -16,10 +16,11 @@ Prompts count in full although part of them may be found in the prefix cache: a 
 
 A bound is for nearly all that are accepted and not for their mean, so ``check`` is cautious: completions end as late as
 they rarely do (``cautious_turns``), prompts have as little of a bounded step as stalls may leave them, and first tokens
-come after ``margin`` times what is predicted. That follows how far off predictions were of late, as a retransmission timer
-does (Jacobson, "Congestion Avoidance and Control", 1988; RFC 6298): let first tokens have come after 1.1 times what was
-predicted on average, and 0.15 times off that, then the next hardly takes more than 1.1 + 4 * 0.15 times. So a machine that
-is slower at times than at others, be it that other tenants share its cores, accepts less.
+come after ``margin`` times what is predicted. That follows how far off predictions were of late, as a retransmission
+timer does with fewer deviations (Jacobson, "Congestion Avoidance and Control", 1988; RFC 6298): let first tokens have
+come after 1.1 times what was predicted on average, and 0.15 times off that, then the next hardly takes more than 1.1 +
+5 * 0.15 times. So a machine that is slower at times than at others, be it that other tenants share its cores, accepts
+less.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from .scheduler import Scheduler
 
 LEAST_MARGIN = 1.15  # over what predictions were off on average, for how far off the cost model is
 CAUTION = 2.0  # standard deviations: how likely slots come free within the time that is reckoned with
-SPREADS = 4.0  # mean deviations: how late a first token hardly ever comes
+SPREADS = 5.0  # mean deviations: how late a first token hardly ever comes
 FIRST_SPREAD = 1 / 8  # of what is predicted, before first tokens have come
 FIRST_TOKENS_RATE = 1 / 16  # by which how far off predictions are follows, after as many
 OUTPUT_TOKENS_RATE = 1 / 32  # by which the average length of completions follows, after as many
