@@ -143,6 +143,14 @@ INLINE void prefetch_outputs(const Matmul *m, int s, int begin, int end) {
     }
 }
 
+/* Ask L1 for part `part` of 4 of a group of K of a tile's rows, which lie in L2, each in lines of its own. */
+INLINE void prefetch_rows(const int8_t *rows, int64_t stride, const int tile_rows, const int part) {
+    const int end = tile_rows * (part + 1) / 4;
+#pragma GCC unroll 4
+    for (int r = tile_rows * part / 4; r < end; r++)
+        for (int i = 0; i < GROUP; i += LINE_BYTES) __builtin_prefetch(rows + r * stride + i);
+}
+
 /* `tiles` tiles of rows from row, times the strips s and, where there is one, s + 1. It is one of `passes` over them, each
  * of which asks for its part of the two strips that follow; a single one asks for what is a little ahead. */
 INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrips *w, int s, int row, int pass,
@@ -186,6 +194,7 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
                     if (step == 0) take_sums(i, sums[i]);
                     multiply_tiles(i);
                 }
+                if (!passes_once) prefetch_rows(a[slot % 2] + GROUP, stride, tile_rows, slot / 2);
                 if (passes_once && format == FORMAT_Q8) {
                     const int lines = GROUP_BYTES / LINE_BYTES / slots;
 #pragma GCC unroll 32
