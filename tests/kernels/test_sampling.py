@@ -86,6 +86,24 @@ def test_greedy_takes_the_lowest_of_the_largest_wherever_they_lie(target: str, t
         executor.close()
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_many_rows_of_a_large_vocabulary_take_the_lowest_of_the_largest(target: str) -> None:
+    """Kernels search it part by part."""
+    rows, vocab = 40, 4000
+    program, weights = matmul_program(vocab, 8, F32)
+    columns = np.random.default_rng(3).standard_normal((vocab // 2, 8)).astype(np.float32)
+    weights["matrix"] = pack_matrix(np.concatenate((columns, columns)), F32)  # each logit occurs twice
+    limits = make_limits(max_num_seqs=rows, max_num_batched_tokens=rows, max_num_logits=rows)
+    executor = make_executor(target, program, even_placement(program, 1), weights, limits)
+    for slot in range(rows):
+        fill_slot(executor, slot, [slot])
+    executor.run(program, np.array([(slot, 0, 1, 1) for slot in range(rows)], SPAN), 1)
+    tokens = executor.ring.drain()["token"]
+    assert tokens.tolist() == executor.logits[:rows, :vocab].argmax(axis=1).tolist()
+    assert len(set(tokens.tolist())) > rows // 2
+    executor.close()
+
+
 @pytest.mark.parametrize("num_logprobs", [0, 1, 20])
 def test_logprobs_are_those_of_the_raw_logits(executor: Executor, num_logprobs: int) -> None:
     entry, logits = sample(executor, [3, 9], num_logprobs=num_logprobs, temperature=0.7, presence_penalty=1.0, seed=4)

@@ -129,13 +129,15 @@ cdef extern from "executor.h":
         float *x
         QuantizedRows quantized
         uint8_t *halves
+    ctypedef struct Largest:
+        pass
     ctypedef struct Worker:
         uint8_t *arena
         int64_t arena_bytes
         Activations act
         SampleScratch sample
         uint8_t *scratch
-        int32_t *best
+        Largest *largest
         float *attention
     ctypedef struct Row:
         pass
@@ -314,7 +316,8 @@ cdef class Core:
         for w in range(e.num_workers):
             self.set_activations(&e.workers[w].act, act_rows[w + 1][3], act_rows[w + 1][:3], largest_k, f"act {w}")
             self.set_scratch(&e.workers[w].sample, w)
-            e.workers[w].best = <int32_t *>self.keep(f"best {w}", np.zeros(max(1, e.limits.max_num_logits), np.int32))
+            largest = np.zeros(max(1, e.limits.max_num_logits) * sizeof(Largest), np.uint8)
+            e.workers[w].largest = <Largest *>self.keep(f"largest {w}", largest)
             attention = aligned_zeros(attend_scratch_floats(e.dims.head_dim), np.float32)
             e.workers[w].attention = <float *>self.keep(f"attention {w}", attention)
             e.workers[w].arena_bytes = arena_bytes[w]

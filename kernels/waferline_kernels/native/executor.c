@@ -110,14 +110,14 @@ static void split_rows(const Executor *e, Matmul *m, const Activations *act, int
     if (is_shared) team_barrier(e->team);
 }
 
-static void multiply(const Executor *e, const Instruction *i, int worker) {
+/* The worker's part of the instruction's matmul, its rows in the form that the level multiplies. */
+static Matmul matmul_of(const Executor *e, const Instruction *i, int worker) {
     const Tensor *tensor = &e->tensors[i->weight];
     const Share *share = &e->shares[i->weight * e->num_workers + worker];
-    const int32_t rows = i->wanted_rows ? e->num_wanted : e->num_rows;
+    const int32_t rows = i->wanted_rows ? e->num_wanted : e->num_rows, column = share->first * TILE_N;
     const Activations *act = activations(e, worker, rows);
     Matmul m = {
         .strips = e->workers[worker].arena + share->offset,
-        .first = share->first,
         .count = share->count,
         .strip_bytes = tensor->strip_bytes,
         .k = tensor->k,
@@ -128,12 +128,17 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
         .x_stride = e->strides[i->src],
         .act = act->quantized,
         .scratch = e->workers[worker].scratch,
-        .bias = i->bias < 0 ? NULL : e->tensors[i->bias].table,
-        .dst = e->buffers[i->dst] + i->dst_column,
+        .bias = i->bias < 0 ? NULL : e->tensors[i->bias].table + column,
+        .dst = e->buffers[i->dst] + i->dst_column + (i->epilogue == EPILOGUE_SILU_MUL ? column / 2 : column),
         .dst_stride = e->strides[i->dst],
     };
     if (tensor->format == FORMAT_BF16 && e->kernels->split) split_rows(e, &m, act, worker);
-    e->kernels->matmul[tensor->format](&m);
+    return m;
+}
+
+static void multiply(const Executor *e, const Instruction *i, int worker) {
+    const Matmul m = matmul_of(e, i, worker);
+    e->kernels->matmul[e->tensors[i->weight].format](&m);
 }
 
 static int64_t ceil_div(int64_t a, int64_t b) {
@@ -243,26 +248,44 @@ static int row_takes_largest(const Executor *e, int32_t wanted) {
     return takes_largest(&e->sequences.sampling[row->slot], row->position + 1);
 }
 
-/* Search the worker's logits while they are in its cache: fetching the other workers' costs more than all of the search. */
-static void find_largest(const Executor *e, const Instruction *i, int worker) {
-    const Share *share = &e->shares[i->weight * e->num_workers + worker];
-    const int32_t begin = share->first * TILE_N, last = begin + share->count * TILE_N;
-    const int32_t end = last < e->dims.vocab ? last : e->dims.vocab;
-    for (int32_t w = 0; w < e->num_wanted; w++) {
+/* Search logits [num_wanted][logits' stride] of columns begin .. end - 1 for larger ones than the worker has found so far. */
+static void find_largest(const Executor *e, int worker, const float *logits, int32_t begin, int32_t end) {
+    Largest *largest = e->workers[worker].largest;
+    for (int32_t w = 0; w < e->num_wanted && begin < end; w++, logits += e->strides[BUFFER_LOGITS]) {
         if (!row_takes_largest(e, w)) continue;
-        const int32_t best = e->kernels->argmax(e->buffers[BUFFER_LOGITS] + w * e->strides[BUFFER_LOGITS] + begin, end - begin);
-        e->workers[worker].best[w] = best < 0 ? -1 : begin + best;
+        const int32_t i = e->kernels->argmax(logits, end - begin);
+        if (i >= 0 && (largest[w].column < 0 || logits[i] > largest[w].logit)) largest[w] = (Largest){begin + i, logits[i]};
     }
 }
 
-/* Of the workers' best columns, which ascend with the workers: ties go to the lowest. */
-static int32_t largest_of_all(const Executor *e, int32_t wanted, const float *logits) {
-    int32_t best = -1;
-    for (int w = 0; w < e->num_workers; w++) {
-        const int32_t other = e->workers[w].best[wanted];
-        if (other >= 0 && (best < 0 || logits[other] > logits[best])) best = other;
+/* Some strips at a time, whose logits are searched while they are in the core's L2: fetching them again, or what another
+ * worker has stored, costs more than all of the search. */
+static void multiply_logits(const Executor *e, const Instruction *i, int worker) {
+    enum { CACHED_LOGITS = 1 << 16, LEAST_STRIPS = 32 };
+    const Share *share = &e->shares[i->weight * e->num_workers + worker];
+    const int32_t fitting = CACHED_LOGITS / TILE_N / (e->num_wanted > 0 ? e->num_wanted : 1) / 2 * 2;
+    const int32_t strips = fitting > LEAST_STRIPS ? fitting : LEAST_STRIPS;
+    Matmul m = matmul_of(e, i, worker);
+    for (int32_t w = 0; w < e->num_wanted; w++) e->workers[worker].largest[w].column = -1;
+    for (int32_t s = 0; s < share->count; s += strips) {
+        m.count = share->count - s < strips ? share->count - s : strips;
+        const int32_t begin = (share->first + s) * TILE_N, end = begin + m.count * TILE_N;
+        e->kernels->matmul[e->tensors[i->weight].format](&m);
+        find_largest(e, worker, m.dst, begin, end < e->dims.vocab ? end : e->dims.vocab);
+        m.strips += strips * m.strip_bytes;
+        m.dst += strips * TILE_N;
+        if (m.bias) m.bias += strips * TILE_N;
     }
-    return best < 0 ? 0 : best; /* any token will do */
+}
+
+/* Of the workers' columns, which ascend with the workers: ties go to the lowest. */
+static int32_t largest_of_all(const Executor *e, int32_t wanted) {
+    Largest best = {-1};
+    for (int w = 0; w < e->num_workers; w++) {
+        const Largest other = e->workers[w].largest[wanted];
+        if (other.column >= 0 && (best.column < 0 || other.logit > best.logit)) best = other;
+    }
+    return best.column < 0 ? 0 : best.column; /* any token will do */
 }
 
 static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
@@ -280,7 +303,7 @@ static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
     } else { /* not yet written where a draft may lie that other rows are sampled after */
         const SamplingRules rules = {params, &s->constraints[row->slot], s->allowed_ids + row->slot * s->mask_words};
         entry->token = row_takes_largest(e, wanted)
-                           ? largest_of_all(e, wanted, logits)
+                           ? largest_of_all(e, wanted)
                            : sample_token(e->kernels, logits, e->dims.vocab, &rules, tokens, position, scratch);
         const int32_t num_output = position + 1 - params->num_prompt_tokens;
         if (num_output >= params->max_tokens || position + 1 >= e->limits.max_model_len) entry->finish = FINISH_LENGTH;
@@ -315,10 +338,7 @@ static void run_step(void *context, int worker) {
         case OP_NORM:
         case OP_QUANTIZE: must_meet = prepare(e, i, worker); break;
         case OP_MATMUL: multiply(e, i, worker); break;
-        case OP_LOGITS:
-            multiply(e, i, worker);
-            find_largest(e, i, worker);
-            break;
+        case OP_LOGITS: multiply_logits(e, i, worker); break;
         case OP_ROTARY: rotate_and_store(e, i, worker); break;
         case OP_ATTEND: attend(e, i, worker); break;
         case OP_SAMPLE:

@@ -31,6 +31,11 @@ typedef struct {
     uint8_t *halves;    /* [split_bytes(max_num_batched_tokens, the largest K)], NULL where the level does not split rows */
 } Activations;
 
+typedef struct {
+    int32_t column; /* -1: none is above -infinity */
+    float logit;
+} Largest;
+
 /* What one worker alone reads or writes. */
 typedef struct {
     uint8_t *arena; /* [arena_bytes] its strips, in execution order */
@@ -38,7 +43,7 @@ typedef struct {
     Activations act; /* for the few rows that every worker prepares for itself */
     SampleScratch sample;
     uint8_t *scratch; /* [scratch_bytes(most rows, the largest K)] of matmuls */
-    int32_t *best; /* [max_num_logits] of its columns the one of each row's largest logit, -1: none above -infinity */
+    Largest *largest; /* [max_num_logits] each row's of its columns */
     float *attention; /* [attend_scratch_floats] */
 } Worker;
 

@@ -214,7 +214,7 @@ INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const
 
 /* What becomes of row `row` of strip s, y; for SILU_MUL `up` is the row of strip s + 1. */
 INLINE void finish_row(const Matmul *m, int s, int row, Float16 y, Float16 up) {
-    const int column = (m->first + s) * TILE_N, is_pair = m->epilogue == EPILOGUE_SILU_MUL;
+    const int column = s * TILE_N, is_pair = m->epilogue == EPILOGUE_SILU_MUL;
     float *dst = m->dst + row * m->dst_stride + (is_pair ? column / 2 : column);
     if (m->bias) {
         const Float16 bias = load16(m->bias + column);

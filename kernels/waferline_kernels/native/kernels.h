@@ -17,8 +17,8 @@ typedef struct {
 } QuantizedRows;
 
 typedef struct {
-    const uint8_t *strips; /* the worker's share: strips first .. first + count - 1 */
-    int32_t first, count;
+    const uint8_t *strips; /* [count][strip_bytes] of the worker's */
+    int32_t count;
     int64_t strip_bytes;
     int32_t k, rows;
     int32_t epilogue;
@@ -28,8 +28,8 @@ typedef struct {
     QuantizedRows act;
     const uint8_t *halves; /* x as `split` makes it, for bf16 where the level has that */
     uint8_t *scratch;  /* [scratch_bytes(rows, k)], the worker's own */
-    const float *bias; /* [16 * strips] or NULL */
-    float *dst;        /* [rows][dst_stride] */
+    const float *bias; /* of the first strip's columns on, or NULL */
+    float *dst;        /* [rows][dst_stride], from what the first strip becomes on */
     int64_t dst_stride;
 } Matmul;
 
