@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from waferline_kernels.aligned import HUGE_PAGE
 from waferline_kernels.executor import Executor, create_executor
 from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.program import Program
@@ -20,7 +21,6 @@ from ..fabric.spec import known_host_fabric
 from ..model.load import Model
 from .limits import kv_block_bytes, model_bytes, plan_limits
 
-HUGE_PAGE_BYTES = 2 << 20
 WARM_UP_ROWS = 32
 WARM_UP_CONTEXT = 1024
 WARM_UP_SECONDS = 0.05  # that steps may have taken if there is to be another one
@@ -82,7 +82,7 @@ class ExecutorSetup:
         executor, program = self.executor, self._program
         block_bytes = program.dims.kv_block_bytes(KV_FORMATS[self.kv_dtype]) // program.dims.layers
         last = self.limits.num_kv_blocks - 1
-        for block_id in (*range(0, last, max(1, HUGE_PAGE_BYTES // block_bytes)), last):
+        for block_id in (*range(0, last, max(1, HUGE_PAGE // block_bytes)), last):
             executor.sequences.block_tables[0, 0] = block_id
             _take_step(executor, program, 0, 1)
 

@@ -7,7 +7,7 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from ..aligned import aligned_zeros
+from ..aligned import HUGE_PAGE, aligned_zeros
 from ..kv_cache import kv_format
 from ..placement import Placement
 from ..program import INSTRUCTION, Buffer, Program
@@ -20,7 +20,6 @@ from .order import NUM_BUCKETS
 from .state import PRIVATE_ROWS, SIZES, STEP_AT_HAND, TENSOR, State
 
 MAX_INSTRUCTIONS = 4096
-HUGE_PAGE = 1 << 21  # workers' arenas share none
 
 
 def allocate(program: Program, placement: Placement, limits: ExecutorLimits, table: SequenceTable) -> State:
