@@ -339,7 +339,7 @@ def test_limits_that_cannot_be_met_are_refused(
 def test_with_a_target_the_kv_cache_is_touched_before_it_is_used(
     tiny_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_setup, "HUGE_PAGE_BYTES", 4 * tiny_model.program.dims.kv_block_bytes(KV_BF16))
+    monkeypatch.setattr(executor_setup, "HUGE_PAGE", 4 * tiny_model.program.dims.kv_block_bytes(KV_BF16))
     touched = []
     take_step = executor_setup._take_step
 
