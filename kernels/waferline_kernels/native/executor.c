@@ -110,8 +110,40 @@ static void split_rows(const Executor *e, Matmul *m, const Activations *act, int
     if (is_shared) team_barrier(e->team);
 }
 
-/* The worker's part of the instruction's matmul, its rows in the form that the level multiplies. */
-static Matmul matmul_of(const Executor *e, const Instruction *i, int worker) {
+static int row_takes_largest(const Executor *e, int32_t wanted) {
+    const Row *row = &e->rows[e->wanted[wanted]];
+    return takes_largest(&e->sequences.sampling[row->slot], row->position + 1);
+}
+
+/* Search logits [num_wanted][logits' stride] of columns begin .. end - 1 for larger ones than the worker has found so far. */
+static void find_largest(const Executor *e, int worker, const float *logits, int32_t begin, int32_t end) {
+    Largest *largest = e->workers[worker].largest;
+    for (int32_t w = 0; w < e->num_wanted && begin < end; w++, logits += e->strides[BUFFER_LOGITS]) {
+        if (!row_takes_largest(e, w)) continue;
+        const int32_t i = e->kernels->argmax(logits, end - begin);
+        if (i >= 0 && (largest[w].column < 0 || logits[i] > largest[w].logit)) largest[w] = (Largest){begin + i, logits[i]};
+    }
+}
+
+/* Some strips at a time, whose logits are searched while they are in the core's L2: fetching them again, or what another
+ * worker has stored, costs more than all of the search. `first`: the first strip's number. */
+static void multiply_logits(const Executor *e, Matmul *m, void (*kernel)(const Matmul *), int32_t first, int worker) {
+    enum { CACHED_LOGITS = 1 << 16, LEAST_STRIPS = 32 };
+    const int32_t fitting = CACHED_LOGITS / TILE_N / (m->rows > 0 ? m->rows : 1) / 2 * 2, last = first + m->count;
+    const int32_t strips = fitting > LEAST_STRIPS ? fitting : LEAST_STRIPS;
+    for (int32_t w = 0; w < e->num_wanted; w++) e->workers[worker].largest[w].column = -1;
+    for (; first < last; first += strips) {
+        m->count = last - first < strips ? last - first : strips;
+        const int32_t begin = first * TILE_N, end = begin + m->count * TILE_N;
+        kernel(m);
+        find_largest(e, worker, m->dst, begin, end < e->dims.vocab ? end : e->dims.vocab);
+        m->strips += strips * m->strip_bytes;
+        m->dst += strips * TILE_N;
+        if (m->bias) m->bias += strips * TILE_N;
+    }
+}
+
+static void multiply(const Executor *e, const Instruction *i, int worker) {
     const Tensor *tensor = &e->tensors[i->weight];
     const Share *share = &e->shares[i->weight * e->num_workers + worker];
     const int32_t rows = i->wanted_rows ? e->num_wanted : e->num_rows, column = share->first * TILE_N;
@@ -133,12 +165,10 @@ static Matmul matmul_of(const Executor *e, const Instruction *i, int worker) {
         .dst_stride = e->strides[i->dst],
     };
     if (tensor->format == FORMAT_BF16 && e->kernels->split) split_rows(e, &m, act, worker);
-    return m;
-}
-
-static void multiply(const Executor *e, const Instruction *i, int worker) {
-    const Matmul m = matmul_of(e, i, worker);
-    e->kernels->matmul[e->tensors[i->weight].format](&m);
+    if (i->op == OP_LOGITS)
+        multiply_logits(e, &m, e->kernels->matmul[tensor->format], share->first, worker);
+    else
+        e->kernels->matmul[tensor->format](&m);
 }
 
 static int64_t ceil_div(int64_t a, int64_t b) {
@@ -243,41 +273,6 @@ static void attend(const Executor *e, const Instruction *i, int worker) {
     attend_pending(e, &pending, NULL);
 }
 
-static int row_takes_largest(const Executor *e, int32_t wanted) {
-    const Row *row = &e->rows[e->wanted[wanted]];
-    return takes_largest(&e->sequences.sampling[row->slot], row->position + 1);
-}
-
-/* Search logits [num_wanted][logits' stride] of columns begin .. end - 1 for larger ones than the worker has found so far. */
-static void find_largest(const Executor *e, int worker, const float *logits, int32_t begin, int32_t end) {
-    Largest *largest = e->workers[worker].largest;
-    for (int32_t w = 0; w < e->num_wanted && begin < end; w++, logits += e->strides[BUFFER_LOGITS]) {
-        if (!row_takes_largest(e, w)) continue;
-        const int32_t i = e->kernels->argmax(logits, end - begin);
-        if (i >= 0 && (largest[w].column < 0 || logits[i] > largest[w].logit)) largest[w] = (Largest){begin + i, logits[i]};
-    }
-}
-
-/* Some strips at a time, whose logits are searched while they are in the core's L2: fetching them again, or what another
- * worker has stored, costs more than all of the search. */
-static void multiply_logits(const Executor *e, const Instruction *i, int worker) {
-    enum { CACHED_LOGITS = 1 << 16, LEAST_STRIPS = 32 };
-    const Share *share = &e->shares[i->weight * e->num_workers + worker];
-    const int32_t fitting = CACHED_LOGITS / TILE_N / (e->num_wanted > 0 ? e->num_wanted : 1) / 2 * 2;
-    const int32_t strips = fitting > LEAST_STRIPS ? fitting : LEAST_STRIPS;
-    Matmul m = matmul_of(e, i, worker);
-    for (int32_t w = 0; w < e->num_wanted; w++) e->workers[worker].largest[w].column = -1;
-    for (int32_t s = 0; s < share->count; s += strips) {
-        m.count = share->count - s < strips ? share->count - s : strips;
-        const int32_t begin = (share->first + s) * TILE_N, end = begin + m.count * TILE_N;
-        e->kernels->matmul[e->tensors[i->weight].format](&m);
-        find_largest(e, worker, m.dst, begin, end < e->dims.vocab ? end : e->dims.vocab);
-        m.strips += strips * m.strip_bytes;
-        m.dst += strips * TILE_N;
-        if (m.bias) m.bias += strips * TILE_N;
-    }
-}
-
 /* Of the workers' columns, which ascend with the workers: ties go to the lowest. */
 static int32_t largest_of_all(const Executor *e, int32_t wanted) {
     Largest best = {-1};
@@ -337,8 +332,8 @@ static void run_step(void *context, int worker) {
         case OP_EMBED: embed(e, i, worker); break;
         case OP_NORM:
         case OP_QUANTIZE: must_meet = prepare(e, i, worker); break;
-        case OP_MATMUL: multiply(e, i, worker); break;
-        case OP_LOGITS: multiply_logits(e, i, worker); break;
+        case OP_MATMUL:
+        case OP_LOGITS: multiply(e, i, worker); break;
         case OP_ROTARY: rotate_and_store(e, i, worker); break;
         case OP_ATTEND: attend(e, i, worker); break;
         case OP_SAMPLE:
