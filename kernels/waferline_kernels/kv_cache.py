@@ -7,11 +7,14 @@ are transposed, so that the sixteen scores of a block are one vector; rows of va
     f32         keys    [head_dim][16 tokens]
                 values  [16 tokens][stride]
     bf16        keys    [head_dim / 2][16 tokens][2]
-                values  [16 tokens / 2][stride][2]     two tokens side by side
+                values  [stride / 16][16 tokens / 2][16][2]
     int8        keys    [head_dim / 4][16 tokens][4]   codes as in a q8 tile: round(x / scale)
-                values  [16 tokens / 4][stride][4]     the same, four tokens side by side
+                values  [16 tokens / 4][stride][4]     the same
                 scales  float32 [16 tokens]            of the keys, max |x| / 127
                 scales  float32 [16 tokens]            of the values
+
+Tokens lie side by side by twos and fours. A column of bf16's values, 16 elements of all tokens, is a run of its own: two
+columns are what a tile register of amx holds.
 
 A scale belongs to one token and head alone, so a row's result depends on no other row; and a token's own key and value
 are read back rounded too, so nothing depends on how rows are cut into steps.

@@ -41,7 +41,7 @@ INLINE Scratch carve_scratch(const Attention *t) {
     enum { V = ATTEND_VECTORS, W = V + ATTEND_SPARE };
     s.queries = at;
     s.context = at += W * round_up(t->head_dim, 32);
-    s.weights = at += W * s.stride;
+    s.weights = at += W * round_up(s.stride, 32);
     s.codes = at += W * CHUNK_TOKENS;
     s.denominators = at += V * CHUNK_TOKENS / 2;
     s.largest = at += V * 16;
@@ -80,7 +80,7 @@ typedef struct {
     int32_t count;
 } Products;
 
-/* Vector i of f32 [n][16] or bf16 [n / 2][16][2], rows `step` bytes apart. */
+/* Vector i of f32 [n][16] or bf16 [n / 2][16][2], rows, or pairs of them, `step` bytes apart. */
 INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) {
     if (format == KV_F32) return load16((const float *)(x + i * step));
     Float16 y;
@@ -170,16 +170,17 @@ static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) 
 typedef void (*AddValues)(const Scratch *s, int v, int rows, int begin, int end);
 
 /* Of the `columns` vectors of the head from element d on; the tokens of begin's block. */
-INLINE Products block_of_values(const Scratch *s, const int columns, int v, int d, int begin, int end) {
+INLINE Products block_of_values(const Scratch *s, const int format, const int columns, int v, int d, int begin, int end) {
+    const int64_t column_bytes = format == KV_F32 ? 16 * sizeof(float) : KV_COLUMN_BYTES;
     Products products = {
         .a = s->weights + v * CHUNK_TOKENS + begin,
         .y = s->context + v * s->stride + d,
         .a_stride = CHUNK_TOKENS,
-        .b_step = s->stride * sizeof(float),
+        .b_step = format == KV_F32 ? s->stride * (int64_t)sizeof(float) : LINE_BYTES,
         .y_stride = s->stride,
         .count = smaller_of(KV_BLOCK_SIZE, end - begin),
     };
-    for (int c = 0; c < columns; c++) products.b[c] = s->values[begin / KV_BLOCK_SIZE] + (d + 16 * c) * sizeof(float);
+    for (int c = 0; c < columns; c++) products.b[c] = s->values[begin / KV_BLOCK_SIZE] + (d / 16 + c) * column_bytes;
     return products;
 }
 
@@ -187,7 +188,7 @@ INLINE void add_values(const Scratch *s, const int format, int v, int rows, int 
     for (int token = begin; token < end; token += KV_BLOCK_SIZE)
         for (int d = 0; d < s->stride; d += 16 * ATTEND_COLUMNS) {
             const int columns = smaller_of(ATTEND_COLUMNS, (s->stride - d) / 16);
-            const Products products = block_of_values(s, columns, v, d, token, end);
+            const Products products = block_of_values(s, format, columns, v, d, token, end);
             add_products(&products, format, rows, columns);
         }
 }
@@ -195,7 +196,7 @@ INLINE void add_values(const Scratch *s, const int format, int v, int rows, int 
 /* Where all values of a token are one vector there are too few sums to hide that each waits four cycles for itself. */
 INLINE void add_narrow_values(const Scratch *s, const int format, const int rows, int v, int begin, int end) {
     for (int token = begin; token < end; token += KV_BLOCK_SIZE) {
-        const Products products = block_of_values(s, 1, v, 0, token, end);
+        const Products products = block_of_values(s, format, 1, v, 0, token, end);
         add_products_tile(&products, format, rows, 1, 4);
     }
 }
@@ -349,7 +350,7 @@ INLINE void convert_chunk(const Attention *t, Scratch *s) {
         for (int d = 0; d < t->head_dim; d++) store16(keys + d * 16, load_kv(KV_BF16, s->keys[b], d, LINE_BYTES));
         for (int i = 0; i < KV_BLOCK_SIZE; i++)
             for (int d = 0; d < s->stride; d += 16)
-                store16(values + i * s->stride + d, load_kv(KV_BF16, s->values[b] + d * 4, i, s->stride * 4));
+                store16(values + i * s->stride + d, load_kv(KV_BF16, s->values[b] + d / 16 * KV_COLUMN_BYTES, i, LINE_BYTES));
         s->keys[b] = (const uint8_t *)keys;
         s->values[b] = (const uint8_t *)values;
     }

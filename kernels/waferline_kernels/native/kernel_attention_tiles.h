@@ -1,28 +1,73 @@
 /* Attention over bf16 keys and values in tile registers, whatever the number of rows, where heads have 32 elements and more:
- * lines of a KV tile, [K / 2][16][2], are a register's as they lie.
+ * lines of a KV tile, keys [K / 2][16][2] and values [16 tokens / 2][16][2], are a register's as they lie.
  *
  * Queries are split into two bfloat16, high + low, which keeps 16 of float32's 24 bits: scores are exponents, where errors
  * grow. Weights are rounded to one, as values are, and come to no larger error than those. Products are exact then, and
- * tdpbf16ps adds them up in float32, even and odd K apart. Sixteen vectors times four registers of sums, each 16 x 16 x 32
- * multiply-adds in 16 cycles, so that four of them hide the 52 cycles that one takes. They take as long over 16 K, which is
- * what a block has of tokens, so the values of two blocks are copied behind one another.
+ * tdpbf16ps adds them up in float32, even and odd K apart.
  *
- * A vector is a row of its registers and shares no sum. The tokens after its own, which others of its group attend to, come
- * with weights of zero: keys and values are finite. */
+ * A product takes as long over one row as over sixteen, and over 16 K as over 32. So a register's rows are eight vectors
+ * twice. Of queries: the high halves, and the low ones, whose scores are added up. Of weights of a block: before zeros, and
+ * behind zeros, so that one product adds to two columns of the context at once what the block's 16 tokens, 16 K, bring to
+ * them: values of two columns lie behind one another.
+ *
+ * A vector is two rows of its registers and shares no sum. The tokens after its own, which others of its group attend to,
+ * come with weights of zero: keys and values are finite. */
 #ifndef WAFERLINE_KERNEL_ATTENTION_TILES_H
 #define WAFERLINE_KERNEL_ATTENTION_TILES_H
 
 #include "kernel_attention.h"
 
-enum { PAIR_BYTES = 4, HALVES_BYTES = 2 * LINE_BYTES, WEIGHTS_BYTES = CHUNK_TOKENS * 4 };
+enum { TILE_VECTORS = TILE_ROWS / 2, SMALLEST_TILED_HEAD = 32 };
 
-/* tmm0-3: sums float32 [vectors][16]; tmm4 and 5: high and low halves of queries [vectors][32 K], or tmm4: weights
- * [vectors][32 tokens]; tmm7: keys [32 K / 2][16 tokens][2] or values [32 tokens / 2][16][2]. */
-INLINE void configure_attention_tiles(int vectors) {
+/* Vectors v .. v + vectors - 1 of the chunk at hand, in one register or two. Rows: [high or low, or column][size] */
+typedef struct {
+    int v, vectors, registers;
+    int blocks;       /* that any of them attends to */
+    int size;         /* of vectors in a register, the last's being fewer perhaps: its rows / 2 */
+    int bytes;        /* of a register's rows */
+    uint8_t *queries; /* bf16 [registers][head_dim / 32][rows][32 K] */
+    uint8_t *weights; /* bf16 [registers][CHUNK_BLOCKS][rows][32 tokens], of which 16 are zeros; first the scores, float32
+                         [...][rows][16 tokens] */
+    uint8_t *context; /* float32 [registers][pairs of columns][rows][16] */
+} TileGroup;
+
+INLINE int query_parts(int head_dim) {
+    return (head_dim + 31) / 32;
+}
+
+INLINE int column_pairs(int stride) {
+    return (stride / 16 + 1) / 2;
+}
+
+/* The first column of a pair; the last of an odd number of columns goes with the one before it once more. */
+INLINE int column_of_pair(int stride, int pair) {
+    return smaller_of(2 * pair, stride / 16 - 2);
+}
+
+/* The group that begins with vector v, a multiple of 2 * TILE_VECTORS. */
+INLINE TileGroup group_at(const Attention *t, const Scratch *s, int v) {
+    TileGroup g = {.v = v, .size = smaller_of(s->vectors, TILE_VECTORS), .weights = (uint8_t *)s->weights};
+    g.vectors = smaller_of(s->vectors - v, 2 * TILE_VECTORS);
+    g.registers = g.vectors > TILE_VECTORS ? 2 : 1;
+    g.blocks = blocks_of(tokens_of(s, v + g.vectors - 1));
+    g.bytes = 2 * g.size * LINE_BYTES;
+    g.queries = (uint8_t *)s->queries + v / TILE_VECTORS * query_parts(t->head_dim) * g.bytes;
+    g.context = (uint8_t *)s->context + v / TILE_VECTORS * column_pairs(s->stride) * g.bytes;
+    return g;
+}
+
+/* Bytes to vector j's first row in the first of the `each` registers' contents that there are for every register. */
+INLINE int row_of(const TileGroup *g, int each, int j) {
+    return j / TILE_VECTORS * each * g->bytes + j % TILE_VECTORS * LINE_BYTES;
+}
+
+/* tmm0-3: sums float32 [rows][16]; tmm4: queries [rows][32 K] or weights [rows][32 tokens]; tmm7: keys [32 K / 2][16
+ * tokens][2] or values [2 columns][16 tokens / 2][16][2]. */
+INLINE void configure_attention_tiles(int rows) {
     TileConfig config = {.palette = 1};
     for (int t = 0; t < 8; t++) {
         config.row_bytes[t] = LINE_BYTES;
-        config.rows[t] = t < 6 ? smaller_of(vectors, TILE_ROWS) : 16;
+        config.rows[t] = t < 6 ? rows : 16;
     }
     __asm__ volatile("" : : "m"(config)); /* see configure_tiles */
     _tile_loadconfig(&config);
@@ -36,24 +81,18 @@ INLINE void store_halves(__m512 x, uint8_t *high, uint8_t *low) {
     _mm256_storeu_si256((__m256i *)low, (__m256i)_mm512_cvtneps_pbh(left));
 }
 
-/* Lines of queries: for each 32 K the high halves, then the low ones. */
-INLINE int query_bytes(int head_dim) {
-    return (int)round_up(head_dim, 32) * PAIR_BYTES;
-}
-
-/* queries[vectors][query_bytes], zeros after head_dim */
-INLINE void split_queries(const Attention *t, const Scratch *s) {
-    const int bytes = query_bytes(t->head_dim);
-    for (int v = 0; v < s->vectors; v++) {
+/* The group's queries, with zeros after head_dim. */
+INLINE void split_queries(const Attention *t, const TileGroup *g) {
+    const int parts = query_parts(t->head_dim);
+    for (int j = 0; j < g->vectors; j++) {
+        const int v = g->v + j;
         const float *query = t->query + v / t->heads * t->query_stride + v % t->heads * t->head_dim;
-        uint8_t *halves = (uint8_t *)s->queries + v * bytes;
-        for (int d = 0; d < bytes / PAIR_BYTES; d += 16) {
-            const int left = t->head_dim - d;
+        uint8_t *high = g->queries + row_of(g, parts, j);
+        for (int d = 0; d < parts * 32; d += 16) {
+            const int left = t->head_dim - d, at = d / 32 * g->bytes + d % 32 * 2;
             const __mmask16 lanes = left >= 16 ? 0xFFFF : left > 0 ? (1 << left) - 1 : 0;
-            uint8_t *high = halves + d / 32 * HALVES_BYTES + d % 32 * 2;
-            store_halves(_mm512_maskz_loadu_ps(lanes, query + d), high, high + LINE_BYTES);
+            store_halves(_mm512_maskz_loadu_ps(lanes, query + d), high + at, high + g->size * LINE_BYTES + at);
         }
-        s->score_scales[v] = log2e_over_root(t->head_dim);
     }
 }
 
@@ -61,112 +100,124 @@ INLINE void split_queries(const Attention *t, const Scratch *s) {
  * loads and stores touch memory. */
 #define TILE_FENCE() __asm__ volatile("" : : : "memory")
 
-/* Ask for a tile's bytes of a block's values: copying them comes too late. */
-INLINE void prefetch_values(const uint8_t *values) {
+INLINE void prefetch_tile(const uint8_t *tile) {
 #pragma GCC unroll 16
-    for (int line = 0; line < 16; line++) __builtin_prefetch(values + line * LINE_BYTES);
+    for (int line = 0; line < 16; line++) __builtin_prefetch(tile + line * LINE_BYTES);
 }
 
-/* And, while the values of block b are copied, for its part of the next chunk's keys, be they the next sequence's:
- * one row of each of 32 sequences takes a tenth less time over keys and values from DRAM. Asking for the next values too,
- * into L2, brings no more; for chunks of many vectors it brings nothing. */
+/* While block b's values are multiplied, ask for its part of the next chunk's keys, be they the next sequence's: one row of
+ * each of 32 sequences takes a tenth less time over keys and values from DRAM. Asking for the next values too, into L2,
+ * brings no more; for chunks of many vectors it brings nothing. */
 INLINE void prefetch_next_keys(const Scratch *s, int b) {
     const int64_t key_bytes = s->values[0] - s->keys[0];
     for (int n = b * s->next_blocks / s->blocks; n < (b + 1) * s->next_blocks / s->blocks; n++)
         for (int64_t i = 0; i < key_bytes; i += LINE_BYTES) __builtin_prefetch(s->next_keys[n] + i);
 }
 
-/* weights[v .. v + 15][block .. block + columns - 1][16 tokens] = queries . keys */
-INLINE void score_tiles(const Attention *t, const Scratch *s, const int columns, int v, int block) {
-    const int bytes = query_bytes(t->head_dim);
-    const uint8_t *queries = (const uint8_t *)s->queries + v * bytes; /* [vectors][bytes] */
-    float *scores = s->weights + v * CHUNK_TOKENS + block * KV_BLOCK_SIZE;
+/* Register r of the sums is the vectors' register r % registers times block, or pair of columns, r / registers. */
+#define EACH_SUM DO(0) DO(1) DO(2) DO(3)
+
+INLINE void zero_sums(void) {
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
-#define ADD(c)                                                                                     \
-    if (columns > c) {                                                                             \
-        _tile_loadd(7, s->keys[block + c] + at / HALVES_BYTES * TILE_BYTES, LINE_BYTES);           \
-        _tile_dpbf16ps(c, 4, 7);                                                                   \
-        _tile_dpbf16ps(c, 5, 7);                                                                   \
-        if (v == s->first) prefetch_values(s->values[block + c] + at / HALVES_BYTES * TILE_BYTES); \
-    }
-    for (int at = 0; at < bytes; at += HALVES_BYTES) {
-        _tile_loadd(4, queries + at, bytes);
-        _tile_loadd(5, queries + at + LINE_BYTES, bytes);
-        ADD(0) ADD(1) ADD(2) ADD(3)
-    }
-#undef ADD
-#define STORE(c) \
-    if (columns > c) _tile_stored(c, scores + c * KV_BLOCK_SIZE, WEIGHTS_BYTES);
-    STORE(0) STORE(1) STORE(2) STORE(3)
-#undef STORE
 }
 
-/* The values of the chunk behind one another, [128 tokens / 2][stride][2], with zeros for those of half a pair of blocks. */
-INLINE void gather_values(const Scratch *s) {
-    const int bytes = KV_BLOCK_SIZE * s->stride * 2;
-    uint8_t *values = (uint8_t *)s->chunk;
-    for (int b = 0; b < s->blocks; b++) {
-        if (s->vectors <= TILE_ROWS) prefetch_next_keys(s, b);
-        for (int i = 0; i < bytes; i += LINE_BYTES)
-            _mm512_store_si512(values + b * bytes + i, _mm512_loadu_si512(s->values[b] + i));
+/* weights[registers][block .. block + columns - 1] = queries . keys; registers * columns <= 4 */
+INLINE void score_tiles(const Attention *t, const Scratch *s, const TileGroup *g, const int registers, const int columns, int block) {
+    const int parts = query_parts(t->head_dim);
+    zero_sums();
+    for (int part = 0; part < parts; part++) {
+        const uint8_t *queries = g->queries + part * g->bytes;
+        _tile_loadd(4, queries, LINE_BYTES);
+        if (registers == 2) _tile_loadd(5, queries + parts * g->bytes, LINE_BYTES);
+#define DO(r)                                                                                        \
+    if (r < registers * columns) {                                                                   \
+        if (r % registers == 0) {                                                                    \
+            _tile_loadd(7, s->keys[block + r / registers] + part * TILE_BYTES, LINE_BYTES);          \
+            _tile_dpbf16ps(r, 4, 7);                                                                 \
+            if (g->v == 0) prefetch_tile(s->values[block + r / registers] + part * TILE_BYTES);      \
+        } else {                                                                                     \
+            _tile_dpbf16ps(r, 5, 7);                                                                 \
+        }                                                                                            \
     }
-    if (s->blocks % 2) memset(values + s->blocks * bytes, 0, bytes);
+        EACH_SUM
+#undef DO
+    }
+#define DO(r)                      \
+    if (r < registers * columns)   \
+        _tile_stored(r, g->weights + (r % registers * CHUNK_BLOCKS + block + r / registers) * g->bytes, LINE_BYTES);
+    EACH_SUM
+#undef DO
 }
 
-/* context[v .. v + 15][d .. d + 16 * columns - 1] += weights . values, over the first `pairs` pairs of blocks of the chunk */
-INLINE void weigh_tiles(const Scratch *s, const int columns, int v, int d, int pairs) {
-    const uint8_t *weights = (const uint8_t *)s->weights + v * WEIGHTS_BYTES;
-    const uint8_t *values = (const uint8_t *)s->chunk + d * PAIR_BYTES;
-    const int64_t bytes = s->stride * PAIR_BYTES;
-    float *context = s->context + v * s->stride + d;
-#define LOAD(c) \
-    if (columns > c) _tile_loadd(c, context + 16 * c, bytes);
-    LOAD(0) LOAD(1) LOAD(2) LOAD(3)
-#undef LOAD
-#define ADD(c)                                                         \
-    if (columns > c) {                                                 \
-        _tile_loadd(7, values + (at * bytes + c * LINE_BYTES), bytes); \
-        _tile_dpbf16ps(c, 4, 7);                                       \
+/* context[registers][pair .. pair + columns - 1] += weights . values, over the group's blocks; registers * columns <= 4 */
+INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const int registers, const int columns, int pair) {
+    int values_at[4], sums_at[4]; /* bytes to the pair's columns in a block's values, and to the sums */
+    for (int r = 0; r < registers * columns; r++) {
+        values_at[r] = column_of_pair(s->stride, pair + r / registers) * KV_COLUMN_BYTES;
+        sums_at[r] = (r % registers * column_pairs(s->stride) + pair + r / registers) * g->bytes;
     }
-    for (int at = 0; at < pairs * KV_BLOCK_SIZE; at += KV_BLOCK_SIZE) { /* pairs of tokens */
-        _tile_loadd(4, weights + at * PAIR_BYTES, WEIGHTS_BYTES);
-        ADD(0) ADD(1) ADD(2) ADD(3)
+    if (s->begin == 0) {
+        zero_sums();
+    } else {
+#define DO(r) \
+    if (r < registers * columns) _tile_loadd(r, g->context + sums_at[r], LINE_BYTES);
+        EACH_SUM
+#undef DO
     }
-#undef ADD
-#define STORE(c) \
-    if (columns > c) _tile_stored(c, context + 16 * c, bytes);
-    STORE(0) STORE(1) STORE(2) STORE(3)
-#undef STORE
+    for (int b = 0; b < g->blocks; b++) {
+        if (pair == 0 && s->vectors <= TILE_VECTORS) prefetch_next_keys(s, b);
+        _tile_loadd(4, g->weights + b * g->bytes, LINE_BYTES);
+        if (registers == 2) _tile_loadd(5, g->weights + (CHUNK_BLOCKS + b) * g->bytes, LINE_BYTES);
+#define DO(r)                                                        \
+    if (r < registers * columns) {                                   \
+        if (r % registers == 0) {                                    \
+            _tile_loadd(7, s->values[b] + values_at[r], LINE_BYTES); \
+            _tile_dpbf16ps(r, 4, 7);                                 \
+        } else {                                                     \
+            _tile_dpbf16ps(r, 5, 7);                                 \
+        }                                                            \
+    }
+        EACH_SUM
+#undef DO
+    }
+#define DO(r) \
+    if (r < registers * columns) _tile_stored(r, g->context + sums_at[r], LINE_BYTES);
+    EACH_SUM
+#undef DO
 }
+#undef EACH_SUM
 
-#define COLUMNS(count, apply) \
-    switch (count) { case 1: apply(1); break; case 2: apply(2); break; case 3: apply(3); break; default: apply(4); }
+/* apply(registers, columns) for up to `count` columns from `at` on, as many at a time as there are registers of sums for */
+#define EACH_COLUMN(g, at, count)                       \
+    if (g->registers == 2)                              \
+        for (int at = 0; at < count; at += 2)           \
+            if (count - at == 1) APPLY(2, 1);           \
+            else APPLY(2, 2);                           \
+    else                                                \
+        for (int at = 0; at < count; at += 4)           \
+            switch (count - at) {                       \
+                case 1: APPLY(1, 1); break;             \
+                case 2: APPLY(1, 2); break;             \
+                case 3: APPLY(1, 3); break;             \
+                default: APPLY(1, 4);                   \
+            }
 
-/* Blocks of the chunk that any of the vectors of v's registers attends to. */
-INLINE int blocks_of_group(const Scratch *s, int v) {
-    return blocks_of(tokens_of(s, smaller_of(v + TILE_ROWS, s->vectors) - 1));
-}
-
-static void NAMED(score_group)(const Attention *t, const Scratch *s, int v) {
-    const int blocks = blocks_of_group(s, v);
-    for (int b = 0; b < blocks; b += 4) {
-#define APPLY(columns) score_tiles(t, s, columns, v, b)
-        COLUMNS(blocks - b, APPLY)
+static void NAMED(score_group)(const Attention *t, const Scratch *s, const TileGroup *g) {
+#define APPLY(registers, columns) score_tiles(t, s, g, registers, columns, block)
+    EACH_COLUMN(g, block, g->blocks)
 #undef APPLY
-    }
 }
 
-static void NAMED(weigh_group)(const Scratch *s, int v) {
-    const int pairs = (blocks_of_group(s, v) + 1) / 2;
-    for (int d = 0; d < s->stride; d += 64) {
-#define APPLY(columns) weigh_tiles(s, columns, v, d, pairs)
-        COLUMNS((s->stride - d) / 16, APPLY)
+static void NAMED(weigh_group)(const Scratch *s, const TileGroup *g) {
+    const int pairs = column_pairs(s->stride);
+#define APPLY(registers, columns) weigh_tiles(s, g, registers, columns, pair)
+    EACH_COLUMN(g, pair, pairs)
 #undef APPLY
-    }
 }
+#undef EACH_COLUMN
 
 /* 2^x for x <= 0, to 2^-18: r in [-1/2, 1/2] and the polynomial of its degree with the least largest error and 1 at 0. */
 INLINE __m512 nearly_power_of_two(__m512 x) {
@@ -179,51 +230,112 @@ INLINE __m512 nearly_power_of_two(__m512 x) {
     return _mm512_scalef_ps(p, n);
 }
 
-/* Scores become weights, rounded and in place: bf16 [vectors][128 tokens], WEIGHTS_BYTES apart. */
-static void NAMED(soften_rounded)(const Scratch *s) {
-    for (int v = s->first; v < s->vectors; v++) {
-        const int tokens = tokens_of(s, v);
-        const float *scores = s->weights + v * CHUNK_TOKENS;
-        const __m512 scale = _mm512_set1_ps(s->score_scales[v]), shift = _mm512_set1_ps(-s->largest[v]);
-        __m256i *weights = (__m256i *)scores;
-        __m512 sum = (__m512)decayed_denominators(s, v).v[0];
-        int b = 0;
-        for (; b < blocks_of(tokens); b++) {
-            const __m512 score = _mm512_load_ps(scores + b * KV_BLOCK_SIZE);
-            const __m512 weight = nearly_power_of_two(_mm512_fmadd_ps(score, scale, shift));
-            sum = _mm512_add_ps(sum, weight);
-            _mm256_store_si256(weights + b, (__m256i)_mm512_cvtneps_pbh(weight));
+/* Scores of high and low halves are added up, those of tokens after a vector's own vanish; the largest so far of each
+ * vector, in powers of two, and what becomes of earlier weights by it. */
+static void NAMED(join_scores)(const Scratch *s, const TileGroup *g, float scale) {
+    for (int j = 0; j < g->vectors; j++) {
+        const int tokens = tokens_of(s, g->v + j), low_at = g->size * LINE_BYTES;
+        uint8_t *high = g->weights + row_of(g, CHUNK_BLOCKS, j);
+        __m512 most = _mm512_set1_ps(-INFINITY);
+        for (int i = 0; i < tokens; i += KV_BLOCK_SIZE, high += g->bytes) {
+            const __mmask16 own = tokens - i < KV_BLOCK_SIZE ? (1 << (tokens - i)) - 1 : 0xFFFF;
+            const __m512 x = _mm512_load_ps(high), y = _mm512_load_ps(high + low_at);
+            const __m512 score = _mm512_mask_add_ps(_mm512_set1_ps(-FLT_MAX), own, x, y);
+            most = _mm512_max_ps(score, most);
+            _mm512_store_ps(high, score);
         }
-        for (; b < CHUNK_BLOCKS; b++) _mm256_store_si256(weights + b, _mm256_setzero_si256());
+        const float largest = s->largest[g->v + j], peak = tokens > 0 ? _mm512_reduce_max_ps(most) * scale : largest;
+        s->next_largest[j] = peak > largest ? peak : largest;
+    }
+    const __m512 before = _mm512_loadu_ps(s->largest + g->v), now = _mm512_loadu_ps(s->next_largest); /* [16] */
+    _mm512_storeu_ps(s->decay, (__m512)power_of_two((FloatV)_mm512_sub_ps(before, now)));
+    _mm512_storeu_ps(s->largest + g->v, now);
+}
+
+/* Scores become weights, rounded. */
+static void NAMED(soften_rounded)(const Scratch *s, const TileGroup *g, float scale) {
+    for (int j = 0; j < g->vectors; j++) {
+        const int v = g->v + j, blocks = blocks_of(tokens_of(s, v)), second_at = g->size * LINE_BYTES;
+        uint8_t *first = g->weights + row_of(g, CHUNK_BLOCKS, j);
+        const __m512 shift = _mm512_set1_ps(-s->largest[v]);
+        __m512 sum = _mm512_mul_ps(_mm512_load_ps(s->denominators + v * 16), _mm512_set1_ps(s->decay[j]));
+        for (int b = 0; b < g->blocks; b++, first += g->bytes) {
+            __m512i weights = _mm512_setzero_si512();
+            if (b < blocks) {
+                const __m512 score = _mm512_load_ps(first);
+                const __m512 x = nearly_power_of_two(_mm512_fmadd_ps(score, _mm512_set1_ps(scale), shift));
+                sum = _mm512_add_ps(sum, x);
+                weights = _mm512_zextsi256_si512((__m256i)_mm512_cvtneps_pbh(x));
+            }
+            _mm512_store_si512(first, weights);
+            _mm512_store_si512(first + second_at, _mm512_shuffle_i64x2(weights, weights, 0x4E));
+        }
         _mm512_store_ps(s->denominators + v * 16, sum);
     }
 }
 
-/* Heads of fewer elements leave most of a register of queries empty, and are done before it is configured. */
-enum { SMALLEST_TILED_HEAD = 32 };
+/* context *= decay, which is 1 where the chunk has no larger score. */
+INLINE void decay_group(const Scratch *s, const TileGroup *g) {
+    const int pairs = column_pairs(s->stride), column_at = g->size * LINE_BYTES;
+    for (int j = 0; j < g->vectors; j++) {
+        if (s->decay[j] == 1.0f) continue;
+        uint8_t *context = g->context + row_of(g, pairs, j);
+        for (int column = 0; column < 2 * pairs; column++, context += column_at)
+            _mm512_store_ps(context, _mm512_mul_ps(_mm512_load_ps(context), _mm512_set1_ps(s->decay[j])));
+    }
+}
 
+INLINE void finish_group(const Attention *t, const Scratch *s, const TileGroup *g) {
+    for (int j = 0; j < g->vectors; j++) {
+        const int v = g->v + j;
+        const __m512 inverse = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(_mm512_load_ps(s->denominators + v * 16)));
+        const uint8_t *context = g->context + row_of(g, column_pairs(s->stride), j);
+        float *y = t->context + v / t->heads * t->context_stride + v % t->heads * t->head_dim;
+        for (int d = 0; d < t->head_dim; d += 16) {
+            const int pair = d / 32, column = d / 16 - column_of_pair(s->stride, pair), left = t->head_dim - d;
+            const __m512 x = _mm512_load_ps(context + (2 * pair + column) * g->size * LINE_BYTES);
+            _mm512_mask_storeu_ps(y + d, left < 16 ? (1 << left) - 1 : 0xFFFF, _mm512_mul_ps(x, inverse));
+        }
+    }
+}
+
+/* Heads of fewer elements leave most of a register of queries empty, and are done before it is configured. */
 static void NAMED(attend_bf16)(const Attention *t) {
     if (t->head_dim < SMALLEST_TILED_HEAD) {
         NAMED(attend_floats)(t, KV_BF16);
         return;
     }
-    Scratch s = begin_attention(t);
-    split_queries(t, &s);
-    configure_attention_tiles(s.vectors);
-    for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * 2); begin += CHUNK_TOKENS) {
-        TILE_FENCE();
-        for (int v = s.first; v < s.vectors; v += TILE_ROWS) NAMED(score_group)(t, &s, v);
-        TILE_FENCE();
-        find_largest(&s);
-        NAMED(soften_rounded)(&s);
-        decay_context(&s);
-        gather_values(&s);
-        TILE_FENCE();
-        for (int v = s.first; v < s.vectors; v += TILE_ROWS) NAMED(weigh_group)(&s, v);
-        TILE_FENCE();
+    enum { STEP = 2 * TILE_VECTORS };
+    Scratch s = carve_scratch(t);
+    const float scale = log2e_over_root(t->head_dim);
+    for (int v = 0; v < s.vectors; v++) {
+        s.ends[v] = t->position + v / t->heads + 1;
+        s.largest[v] = -INFINITY;
+        _mm512_store_ps(s.denominators + v * 16, _mm512_setzero_ps());
     }
+    for (int v = 0; v < s.vectors; v += STEP) {
+        const TileGroup g = group_at(t, &s, v);
+        split_queries(t, &g);
+    }
+    configure_attention_tiles(2 * smaller_of(s.vectors, TILE_VECTORS));
+    for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * 2); begin += CHUNK_TOKENS)
+        for (int v = s.first / STEP * STEP; v < s.vectors; v += STEP) {
+            const TileGroup g = group_at(t, &s, v);
+            TILE_FENCE();
+            NAMED(score_group)(t, &s, &g);
+            TILE_FENCE();
+            NAMED(join_scores)(&s, &g, scale);
+            NAMED(soften_rounded)(&s, &g, scale);
+            if (begin > 0) decay_group(&s, &g);
+            TILE_FENCE();
+            NAMED(weigh_group)(&s, &g);
+        }
+    TILE_FENCE();
     _tile_release();
-    end_attention(t, &s);
+    for (int v = 0; v < s.vectors; v += STEP) {
+        const TileGroup g = group_at(t, &s, v);
+        finish_group(t, &s, &g);
+    }
 }
 
 #endif

@@ -82,21 +82,20 @@ INLINE void to_finite_bfloat16(const float *x, int32_t n, uint16_t *bits) {
 }
 
 static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token) {
-    const int32_t stride = kv_value_stride(head_dim);
-    uint16_t *keys = (uint16_t *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [K / 2][16][2 K], [16 / 2][stride][2] */
+    uint16_t *keys = (uint16_t *)tile, *values = keys + head_dim * KV_BLOCK_SIZE; /* [K / 2][16][2 K], [stride / 16][16 / 2][16][2] */
     uint16_t bits[MAX_HEAD_DIM];
     to_finite_bfloat16(key, head_dim, bits);
     for (int d = 0; d < head_dim; d += 2) memcpy(keys + d * KV_BLOCK_SIZE + token * 2, bits + d, 2 * sizeof *bits);
     to_finite_bfloat16(value, head_dim, bits);
     /* No byte but its own: another worker may be writing the other token of the pairs. */
 #if LANES == 16
-    for (int d = 0; d < stride; d += 16) {
+    for (int d = 0; d < head_dim; d += 16) {
         const __m512i half = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(bits + d)));
         const __m512i pairs = token % 2 ? _mm512_slli_epi32(half, 16) : half;
-        _mm512_mask_storeu_epi16(values + (token / 2 * stride + d) * 2, token % 2 ? 0xAAAAAAAA : 0x55555555, pairs);
+        _mm512_mask_storeu_epi16(values + d * KV_BLOCK_SIZE + token / 2 * 32, token % 2 ? 0xAAAAAAAA : 0x55555555, pairs);
     }
 #else
-    for (int d = 0; d < head_dim; d++) values[(token / 2 * stride + d) * 2 + token % 2] = bits[d];
+    for (int d = 0; d < head_dim; d++) values[d / 16 * 16 * KV_BLOCK_SIZE + token / 2 * 32 + d % 16 * 2 + token % 2] = bits[d];
 #endif
 }
 

@@ -79,6 +79,9 @@ static inline int32_t kv_value_stride(int32_t head_dim) {
     return (int32_t)round_up(head_dim, TILE_N);
 }
 
+/* Bytes of 16 elements of the values of a bf16 tile. */
+enum { KV_COLUMN_BYTES = KV_BLOCK_SIZE * TILE_N * 2 };
+
 /* Bytes before the values of an int8 tile, and before its scales. */
 static inline int64_t kv_int8_values(int32_t head_dim) {
     return round_up(head_dim, 4) * KV_BLOCK_SIZE;
@@ -92,7 +95,7 @@ static inline int64_t kv_int8_scales(int32_t head_dim) {
  * keys and values as float32. */
 static inline int64_t attend_scratch_floats(int32_t head_dim) {
     const int64_t stride = kv_value_stride(head_dim);
-    return (ATTEND_VECTORS + ATTEND_SPARE) * (round_up(head_dim, 32) + stride + CHUNK_TOKENS + CHUNK_TOKENS / 2 + 16 + 8) +
+    return (ATTEND_VECTORS + ATTEND_SPARE) * (2 * round_up(head_dim, 32) + CHUNK_TOKENS + CHUNK_TOKENS / 2 + 16 + 8) +
            CHUNK_TOKENS * 2 * stride;
 }
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ..kv_cache import KV_BF16, KV_F32, KV_INT8
 from ..sequences import KV_BLOCK_SIZE
-from ..tiles import LINE_BYTES, MIN_ACTIVATION_MAX, Q8_MAX_CODE
+from ..tiles import LINE_BYTES, MIN_ACTIVATION_MAX, Q8_MAX_CODE, TILE_N
 from .jit import inlined, kernel
 from .state import State
 from .vectors import (
@@ -64,7 +64,7 @@ def load_values(kv: NDArray[np.uint8], format: int, values: int, stride: int, to
     if format == F32_CODE:
         return load_weights(kv, values + (token * stride + d) * 4)
     if format == BF16_CODE:
-        return bfloat16_of(load_codes(kv, values + (token // 2 * stride + d) * 4), token % 2)
+        return bfloat16_of(load_codes(kv, values + d * 2 * KV_BLOCK_SIZE + token // 2 * LINE_BYTES), token % 2)
     return signed_byte(load_codes(kv, values + (token // 4 * stride + d) * 4), token % 4)
 
 
@@ -98,7 +98,8 @@ def store_kv(state: State, tile: int, token: int, x: NDArray[np.float32], key: i
     elif format == BF16_CODE:
         for d in range(head_dim):
             store_bfloat16(kv, tile + d // 2 * LINE_BYTES + token * 4 + d % 2 * 2, x[key + d])
-            store_bfloat16(kv, values + (token // 2 * stride + d) * 4 + token % 2 * 2, x[value + d])
+            column = values + d // TILE_N * 2 * TILE_N * KV_BLOCK_SIZE
+            store_bfloat16(kv, column + token // 2 * LINE_BYTES + d % TILE_N * 4 + token % 2 * 2, x[value + d])
     else:
         scales = scales_of(state, tile) + token * 4
         key_inverse, key_scale = code_scale(x, key, head_dim)
