@@ -15,7 +15,8 @@ from waferline_kernels.program import Dims, Op, Program
 from waferline_kernels.sequences import SPAN
 from waferline_kernels.tiles import F32
 
-LENGTH = 150  # two chunks of native attention, the second not full, and its last block neither
+LENGTH = 278  # two chunks of native attention, the second not full, and its last block neither
+MAX_MODEL_LEN = 288
 SHAPES = [
     TINY,
     Dims(hidden=64, layers=1, heads=3, kv_heads=3, head_dim=64, ffn=16, vocab=40),
@@ -37,7 +38,7 @@ def target(request: pytest.FixtureRequest) -> str:
 
 
 def make(target: str, model: tuple[Program, Weights], kv_dtype: str, threads: int = 1) -> Executor:
-    limits = replace(make_limits(2, 160, 320, 160), kv_dtype=kv_dtype)
+    limits = replace(make_limits(2, MAX_MODEL_LEN, 2 * MAX_MODEL_LEN, MAX_MODEL_LEN), kv_dtype=kv_dtype)
     return make_executor(target, model[0], even_placement(model[0], threads), model[1], limits)
 
 
@@ -57,7 +58,7 @@ def logits(
         for count in chunks:
             fill_slot(executor, 0, tokens[7:])
             fill_slot(executor, 1, tokens)
-            batch = [(0, 0, 143, 0)] * has_neighbour + [(1, start, count, count)]
+            batch = [(0, 0, LENGTH - 7, 0)] * has_neighbour + [(1, start, count, count)]
             executor.run(model[0], np.array(batch, SPAN), 1)
             executor.ring.drain()
             parts.append(executor.logits[:count, :vocab].copy())
@@ -71,7 +72,7 @@ def logits(
 @pytest.mark.parametrize("dims", SHAPES, ids=lambda d: f"{d.heads}x{d.kv_heads}x{d.head_dim}")
 def test_attention_agrees_with_the_reference(target: str, dims: Dims, kv_dtype: str) -> None:
     """What amx multiplies in tile registers has weights rounded as values are, which adds little to what that costs."""
-    model = random_program(dims, F32, max_model_len=160)
+    model = random_program(dims, F32, max_model_len=MAX_MODEL_LEN)
     result, reference = logits(target, model, kv_dtype), logits("reference", model, kv_dtype)
     difference = np.abs(result - reference)
     if (target, kv_dtype) == ("native-amx", "bf16") and dims.head_dim >= 32:
@@ -84,17 +85,17 @@ def test_attention_agrees_with_the_reference(target: str, dims: Dims, kv_dtype: 
 
 
 @pytest.mark.parametrize("kv_dtype", KV_FORMATS)
-@pytest.mark.parametrize("dims", SHAPES[:2] + NARROW, ids=lambda d: f"{d.heads}x{d.kv_heads}x{d.head_dim}")
+@pytest.mark.parametrize("dims", SHAPES[:3] + NARROW, ids=lambda d: f"{d.heads}x{d.kv_heads}x{d.head_dim}")
 def test_bits_depend_on_neither_threads_nor_chunks_nor_neighbours(target: str, dims: Dims, kv_dtype: str) -> None:
-    model = random_program(dims, F32, max_model_len=160)
+    model = random_program(dims, F32, max_model_len=MAX_MODEL_LEN)
     whole = logits(target, model, kv_dtype)
-    for chunks, threads in (((1,) * 20 + (3, 17, 90, 20), 2), ((126, 1, 1, 1, 21), 3), ((37, 113), 1)):
+    for chunks, threads in (((1,) * 20 + (3, 17, 218, 20), 2), ((254, 1, 1, 1, 21), 3), ((37, 241), 1)):
         assert (logits(target, model, kv_dtype, chunks, threads, has_neighbour=True) == whole).all()
 
 
 @pytest.mark.parametrize("kv_dtype", KV_FORMATS)
 def test_a_token_that_is_not_finite_leaves_those_before_it_alone(target: str, kv_dtype: str) -> None:
-    program, weights = random_program(TINY, F32, tied=False, max_model_len=160)
+    program, weights = random_program(TINY, F32, tied=False, max_model_len=MAX_MODEL_LEN)
     weights["embed"].view(np.float32).reshape(-1, TINY.hidden, 16)[0, 5:, 1] = np.nan  # token 1
     model, results = (program, weights), []
     for last in (0, 1):
@@ -112,7 +113,7 @@ def test_a_token_that_is_not_finite_leaves_those_before_it_alone(target: str, kv
 def test_native_levels_with_fused_multiply_add_agree_to_the_bit(kv_dtype: str) -> None:
     """But amx over bf16, which has instructions of its own."""
     for dims in SHAPES:
-        model = random_program(dims, F32, max_model_len=160)
+        model = random_program(dims, F32, max_model_len=MAX_MODEL_LEN)
         levels = [level for level in FUSED_LEVELS if (kv_dtype, level) != ("bf16", "amx")]
         results = [logits(f"native-{level}", model, kv_dtype) for level in levels]
         assert all((result == results[0]).all() for result in results)
@@ -155,4 +156,4 @@ def test_rounding_is_by_token_and_head() -> None:
 
 def test_an_unknown_kv_dtype_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match="kv_dtype: 'fp8', expected one of f32, bf16, int8"):
-        make(target, random_program(TINY, F32, max_model_len=160), "fp8")
+        make(target, random_program(TINY, F32, max_model_len=MAX_MODEL_LEN), "fp8")

@@ -213,16 +213,20 @@ static int64_t attention_cost(int32_t position, int32_t rows) {
     return (int64_t)rows * (position + rows + KV_BLOCK_SIZE);
 }
 
-static void attend_pending(const Executor *e, Attention *attention, const Attention *next) {
-    if (attention->rows == 0) return;
-    attention->next = next;
-    e->kernels->attend[e->kv_format](attention);
+/* What a worker attends to, some of it at a time. */
+typedef struct {
+    int32_t count;
+    Attention list[64];
+} Attentions;
+
+static void attend_to_all(const Executor *e, Attentions *pending) {
+    e->kernels->attend[e->kv_format](pending->list, pending->count);
+    pending->count = 0;
 }
 
-/* Query heads first .. last - 1 of `rows` rows from row `r` on, a KV head's together. The last is left in `pending` until it
- * is known what comes after it. */
-static void attend_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first,
-                         int32_t last, Attention *pending) {
+/* Query heads first .. last - 1 of `rows` rows from row `r` on, a KV head's together. */
+static void add_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first, int32_t last,
+                      Attentions *pending) {
     const Dims *d = &e->dims;
     const Row *row = &e->rows[r];
     for (int32_t head = first, end; head < last; head = end) {
@@ -230,7 +234,8 @@ static void attend_heads(const Executor *e, const Instruction *i, int worker, in
         end = ceil_div((int64_t)(kv_head + 1) * d->heads, d->kv_heads);
         if (end > last) end = last;
         if (end > head + ATTEND_VECTORS) end = head + ATTEND_VECTORS;
-        Attention attention = {
+        if (pending->count == sizeof pending->list / sizeof *pending->list) attend_to_all(e, pending);
+        pending->list[pending->count++] = (Attention){
             .kv = kv_tile(e, i->layer, 0, kv_head),
             .block_stride = d->kv_heads * e->kv_tile,
             .block_table = e->sequences.block_tables + (int64_t)row->slot * e->limits.max_blocks_per_seq,
@@ -244,8 +249,6 @@ static void attend_heads(const Executor *e, const Instruction *i, int worker, in
             .head_dim = d->head_dim,
             .scratch = e->workers[worker].attention,
         };
-        attend_pending(e, pending, &attention);
-        *pending = attention;
     }
 }
 
@@ -261,16 +264,17 @@ static void attend(const Executor *e, const Instruction *i, int worker) {
             head_cost += attention_cost(e->spans[s].start + j, left < together ? left : together);
         }
     const Range line = share_of(e->dims.heads * head_cost, worker, e->num_workers);
-    Attention pending = {.rows = 0};
+    Attentions pending;
+    pending.count = 0;
     for (int32_t s = 0, r = 0; s < e->num_spans; s++)
         for (int32_t j = 0; j < e->spans[s].count; j += together) {
             const int32_t left = e->spans[s].count - j, rows = left < together ? left : together;
             const int32_t first = ceil_div(line.begin - before, head_cost), last = ceil_div(line.end - before, head_cost);
-            attend_heads(e, i, worker, r, rows, first, last, &pending);
+            add_heads(e, i, worker, r, rows, first, last, &pending);
             before += attention_cost(e->spans[s].start + j, rows);
             r += rows;
         }
-    attend_pending(e, &pending, NULL);
+    attend_to_all(e, &pending);
 }
 
 /* Of the workers' columns, which ascend with the workers: ties go to the lowest. */

@@ -1,4 +1,4 @@
-/* Attention over chunks of 128 tokens at absolute positions: scores, softmax, weighted values, chunk by chunk (Milakov and
+/* Attention over chunks of 256 tokens at absolute positions: scores, softmax, weighted values, chunk by chunk (Milakov and
  * Gimelshein 2018).
  *
  * All query vectors (row, head) that share a KV head go together, ATTEND_ROWS at a time in registers, so that each vector
@@ -16,8 +16,8 @@ typedef struct {
     int32_t stride;      /* value_stride */
     float *queries;      /* [W][stride]; or codes or halves, see kernel_attention_int8.h and kernel_attention_tiles.h */
     float *context;      /* [W][stride] */
-    float *weights;      /* [W][128]; first the scores */
-    float *codes;        /* int8 [V][2][128]: the weights' codes */
+    float *weights;      /* [W][CHUNK_TOKENS]; first the scores */
+    float *codes;        /* int8 [V][2][CHUNK_TOKENS]: the weights' codes */
     float *denominators; /* [V][16] */
     float *largest;      /* [V] scores so far */
     float *next_largest; /* [V] with this chunk's */
@@ -27,12 +27,10 @@ typedef struct {
     float *weight_scales; /* [V] of codes */
     int32_t *query_sums; /* [V] of codes */
     int32_t *ends;       /* [V] the position after the vector's own */
-    float *chunk;        /* keys [8][head_dim][16], then values [128][stride] */
+    float *chunk;        /* keys [CHUNK_BLOCKS][head_dim][16], then values [CHUNK_TOKENS][stride] */
     int32_t vectors, first, begin; /* vectors before `first` end before the chunk, which begins at token `begin` */
     int32_t blocks;                /* of the chunk that any vector needs */
     const uint8_t *keys[CHUNK_BLOCKS], *values[CHUNK_BLOCKS];
-    int32_t next_blocks;           /* of the chunk after it */
-    const uint8_t *next_keys[CHUNK_BLOCKS];
 } Scratch;
 
 INLINE Scratch carve_scratch(const Attention *t) {
@@ -145,7 +143,7 @@ typedef void (*AddProducts)(const Products *, int rows, int columns);
 
 /* ---- the steps of a chunk ---- */
 
-/* weights[first .. vectors - 1][128] = queries . keys */
+/* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys */
 static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) {
     memset(s->weights + s->first * CHUNK_TOKENS, 0, (s->vectors - s->first) * CHUNK_TOKENS * sizeof *s->weights);
     for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
@@ -319,13 +317,11 @@ INLINE int find_tiles(const Attention *t, int begin, const uint8_t **tiles) {
 
 /* Move to the chunk that begins at token `begin`; whether there is one. */
 INLINE int enter_chunk(const Attention *t, Scratch *s, int begin, int64_t value_bytes) {
-    const int end = t->position + t->rows, next = begin + CHUNK_TOKENS;
-    if (begin >= end) return 0;
+    if (begin >= t->position + t->rows) return 0;
     s->begin = begin;
     s->blocks = find_tiles(t, begin, s->keys);
     s->first = (begin > t->position ? begin - t->position : 0) * t->heads;
     for (int b = 0; b < s->blocks; b++) s->values[b] = s->keys[b] + value_bytes;
-    s->next_blocks = next < end ? find_tiles(t, next, s->next_keys) : t->next ? find_tiles(t->next, 0, s->next_keys) : 0;
     return 1;
 }
 
@@ -384,13 +380,13 @@ static void NAMED(attend_floats)(const Attention *t, const int format) {
     end_attention(t, &s);
 }
 
-static void NAMED(attend_f32)(const Attention *t) {
-    NAMED(attend_floats)(t, KV_F32);
+static void NAMED(attend_f32)(const Attention *list, int32_t count) {
+    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], KV_F32);
 }
 
 #ifndef LEVEL_HAS_TILES
-static void NAMED(attend_bf16)(const Attention *t) {
-    NAMED(attend_floats)(t, KV_BF16);
+static void NAMED(attend_bf16)(const Attention *list, int32_t count) {
+    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], KV_BF16);
 }
 #endif
 

@@ -102,7 +102,7 @@ INLINE void weigh_codes_tile(const Scratch *s, const int rows, const int columns
     case r * 8 + c: if (r <= INT8_ROWS && c <= ATTEND_COLUMNS) APPLY(r, c); break;
 #define CODE_TILES(r) CODE_TILE(r, 1) CODE_TILE(r, 2) CODE_TILE(r, 3) CODE_TILE(r, 4)
 
-/* weights[first .. vectors - 1][128] = queries . keys, codes times codes */
+/* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys, codes times codes */
 static void NAMED(score_codes)(const Attention *t, const Scratch *s) {
     for (int v = s->first; v < s->vectors; v += INT8_ROWS) {
         const int rows = smaller_of(INT8_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
@@ -159,7 +159,7 @@ static void NAMED(weigh_codes)(const Scratch *s) {
         }
 }
 
-static void NAMED(attend_int8)(const Attention *t) {
+static void NAMED(attend_codes)(const Attention *t) {
     Scratch s = begin_attention(t);
     const int64_t key_codes = round_up(t->head_dim, 4);
     for (int v = 0; v < s.vectors; v++) {
@@ -180,6 +180,10 @@ static void NAMED(attend_int8)(const Attention *t) {
         NAMED(weigh_codes)(&s);
     }
     end_attention(t, &s);
+}
+
+static void NAMED(attend_int8)(const Attention *list, int32_t count) {
+    for (int n = 0; n < count; n++) NAMED(attend_codes)(&list[n]);
 }
 
 #endif

@@ -100,18 +100,26 @@ INLINE void split_queries(const Attention *t, const TileGroup *g) {
  * loads and stores touch memory. */
 #define TILE_FENCE() __asm__ volatile("" : : : "memory")
 
-INLINE void prefetch_tile(const uint8_t *tile) {
-#pragma GCC unroll 16
-    for (int line = 0; line < 16; line++) __builtin_prefetch(tile + line * LINE_BYTES);
+/* Keys of the chunk that is multiplied next, be it the next sequence's. One row of each of 32 sequences takes a seventh less
+ * time over keys and values from DRAM if they are asked for while values are multiplied; asking for values too costs what it
+ * brings, and for chunks of many vectors nothing is gained. */
+typedef struct {
+    int blocks; /* none: not to be asked for */
+    int bytes;  /* of a block's */
+    const uint8_t *keys[CHUNK_BLOCKS];
+} NextKeys;
+
+INLINE NextKeys find_next_keys(const Attention *t, const Attention *next, const Scratch *s) {
+    const int begin = s->begin + CHUNK_TOKENS, is_last = begin >= t->position + t->rows;
+    NextKeys keys = {.bytes = (int)(s->values[0] - s->keys[0])};
+    if (s->vectors <= TILE_VECTORS && (next || !is_last)) keys.blocks = find_tiles(is_last ? next : t, is_last ? 0 : begin, keys.keys);
+    return keys;
 }
 
-/* While block b's values are multiplied, ask for its part of the next chunk's keys, be they the next sequence's: one row of
- * each of 32 sequences takes a tenth less time over keys and values from DRAM. Asking for the next values too, into L2,
- * brings no more; for chunks of many vectors it brings nothing. */
-INLINE void prefetch_next_keys(const Scratch *s, int b) {
-    const int64_t key_bytes = s->values[0] - s->keys[0];
-    for (int n = b * s->next_blocks / s->blocks; n < (b + 1) * s->next_blocks / s->blocks; n++)
-        for (int64_t i = 0; i < key_bytes; i += LINE_BYTES) __builtin_prefetch(s->next_keys[n] + i);
+/* Part `part` of so many. */
+INLINE void prefetch_part(const NextKeys *next, int part, int parts) {
+    for (int b = part * next->blocks / parts; b < (part + 1) * next->blocks / parts; b++)
+        for (int i = 0; i < next->bytes; i += LINE_BYTES) __builtin_prefetch(next->keys[b] + i);
 }
 
 /* Register r of the sums is the vectors' register r % registers times block, or pair of columns, r / registers. */
@@ -132,15 +140,14 @@ INLINE void score_tiles(const Attention *t, const Scratch *s, const TileGroup *g
         const uint8_t *queries = g->queries + part * g->bytes;
         _tile_loadd(4, queries, LINE_BYTES);
         if (registers == 2) _tile_loadd(5, queries + parts * g->bytes, LINE_BYTES);
-#define DO(r)                                                                                        \
-    if (r < registers * columns) {                                                                   \
-        if (r % registers == 0) {                                                                    \
-            _tile_loadd(7, s->keys[block + r / registers] + part * TILE_BYTES, LINE_BYTES);          \
-            _tile_dpbf16ps(r, 4, 7);                                                                 \
-            if (g->v == 0) prefetch_tile(s->values[block + r / registers] + part * TILE_BYTES);      \
-        } else {                                                                                     \
-            _tile_dpbf16ps(r, 5, 7);                                                                 \
-        }                                                                                            \
+#define DO(r)                                                                               \
+    if (r < registers * columns) {                                                          \
+        if (r % registers == 0) {                                                           \
+            _tile_loadd(7, s->keys[block + r / registers] + part * TILE_BYTES, LINE_BYTES); \
+            _tile_dpbf16ps(r, 4, 7);                                                        \
+        } else {                                                                            \
+            _tile_dpbf16ps(r, 5, 7);                                                        \
+        }                                                                                   \
     }
         EACH_SUM
 #undef DO
@@ -153,7 +160,8 @@ INLINE void score_tiles(const Attention *t, const Scratch *s, const TileGroup *g
 }
 
 /* context[registers][pair .. pair + columns - 1] += weights . values, over the group's blocks; registers * columns <= 4 */
-INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const int registers, const int columns, int pair) {
+INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const NextKeys *next, const int registers, const int columns,
+                        int pair) {
     int values_at[4], sums_at[4]; /* bytes to the pair's columns in a block's values, and to the sums */
     for (int r = 0; r < registers * columns; r++) {
         values_at[r] = column_of_pair(s->stride, pair + r / registers) * KV_COLUMN_BYTES;
@@ -168,7 +176,7 @@ INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const int register
 #undef DO
     }
     for (int b = 0; b < g->blocks; b++) {
-        if (pair == 0 && s->vectors <= TILE_VECTORS) prefetch_next_keys(s, b);
+        if (pair == 0) prefetch_part(next, b, g->blocks);
         _tile_loadd(4, g->weights + b * g->bytes, LINE_BYTES);
         if (registers == 2) _tile_loadd(5, g->weights + (CHUNK_BLOCKS + b) * g->bytes, LINE_BYTES);
 #define DO(r)                                                        \
@@ -211,9 +219,9 @@ static void NAMED(score_group)(const Attention *t, const Scratch *s, const TileG
 #undef APPLY
 }
 
-static void NAMED(weigh_group)(const Scratch *s, const TileGroup *g) {
+static void NAMED(weigh_group)(const Scratch *s, const TileGroup *g, const NextKeys *next) {
     const int pairs = column_pairs(s->stride);
-#define APPLY(registers, columns) weigh_tiles(s, g, registers, columns, pair)
+#define APPLY(registers, columns) weigh_tiles(s, g, next, registers, columns, pair)
     EACH_COLUMN(g, pair, pairs)
 #undef APPLY
 }
@@ -244,7 +252,7 @@ static void NAMED(join_scores)(const Scratch *s, const TileGroup *g, float scale
             most = _mm512_max_ps(score, most);
             _mm512_store_ps(high, score);
         }
-        const float largest = s->largest[g->v + j], peak = tokens > 0 ? _mm512_reduce_max_ps(most) * scale : largest;
+        const float largest = s->largest[g->v + j], peak = _mm512_reduce_max_ps(most) * scale;
         s->next_largest[j] = peak > largest ? peak : largest;
     }
     const __m512 before = _mm512_loadu_ps(s->largest + g->v), now = _mm512_loadu_ps(s->next_largest); /* [16] */
@@ -299,12 +307,8 @@ INLINE void finish_group(const Attention *t, const Scratch *s, const TileGroup *
     }
 }
 
-/* Heads of fewer elements leave most of a register of queries empty, and are done before it is configured. */
-static void NAMED(attend_bf16)(const Attention *t) {
-    if (t->head_dim < SMALLEST_TILED_HEAD) {
-        NAMED(attend_floats)(t, KV_BF16);
-        return;
-    }
+/* The registers have rows for as many vectors as t has. */
+INLINE void attend_in_tiles(const Attention *t, const Attention *next) {
     enum { STEP = 2 * TILE_VECTORS };
     Scratch s = carve_scratch(t);
     const float scale = log2e_over_root(t->head_dim);
@@ -317,8 +321,8 @@ static void NAMED(attend_bf16)(const Attention *t) {
         const TileGroup g = group_at(t, &s, v);
         split_queries(t, &g);
     }
-    configure_attention_tiles(2 * smaller_of(s.vectors, TILE_VECTORS));
-    for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * 2); begin += CHUNK_TOKENS)
+    for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * 2); begin += CHUNK_TOKENS) {
+        const NextKeys next_keys = find_next_keys(t, next, &s);
         for (int v = s.first / STEP * STEP; v < s.vectors; v += STEP) {
             const TileGroup g = group_at(t, &s, v);
             TILE_FENCE();
@@ -328,14 +332,31 @@ static void NAMED(attend_bf16)(const Attention *t) {
             NAMED(soften_rounded)(&s, &g, scale);
             if (begin > 0) decay_group(&s, &g);
             TILE_FENCE();
-            NAMED(weigh_group)(&s, &g);
+            NAMED(weigh_group)(&s, &g, &next_keys);
         }
+    }
     TILE_FENCE();
-    _tile_release();
     for (int v = 0; v < s.vectors; v += STEP) {
         const TileGroup g = group_at(t, &s, v);
         finish_group(t, &s, &g);
     }
+}
+
+/* Heads of few elements leave most of a register of queries empty. Configuring registers is a tenth of what a row of four
+ * heads takes over 130 tokens. */
+static void NAMED(attend_bf16)(const Attention *list, int32_t count) {
+    int rows = 0;
+    for (int n = 0; n < count; n++) {
+        const Attention *t = &list[n];
+        if (t->head_dim < SMALLEST_TILED_HEAD) {
+            NAMED(attend_floats)(t, KV_BF16);
+            continue;
+        }
+        const int needed = 2 * smaller_of(t->rows * t->heads, TILE_VECTORS);
+        if (needed != rows) configure_attention_tiles(rows = needed);
+        attend_in_tiles(t, n + 1 < count ? t + 1 : NULL);
+    }
+    if (rows) _tile_release();
 }
 
 #endif

@@ -55,7 +55,7 @@ enum { MOST_RESIDENT_BYTES = 3 << 20 };
 enum { ARENA_SLACK = 1024 };
 
 /* Some of the query heads that share a KV head, over consecutive rows of one sequence. */
-typedef struct Attention {
+typedef struct {
     const uint8_t *kv;          /* the KV head's tile of block 0 */
     int64_t block_stride;       /* bytes to its tile of the next block */
     const int32_t *block_table; /* the sequence's */
@@ -66,12 +66,11 @@ typedef struct Attention {
     int32_t rows, heads;        /* rows * heads <= ATTEND_VECTORS */
     int32_t head_dim;
     float *scratch;             /* [attend_scratch_floats(head_dim)] aligned to 64 bytes */
-    const struct Attention *next; /* what the worker does after it, whose first keys it asks for, or NULL */
 } Attention;
 
 /* Query vectors that attention takes together, and to spare: the last of its registers may reach so far. */
 enum { ATTEND_VECTORS = 64, ATTEND_SPARE = 16 };
-enum { CHUNK_BLOCKS = 8, CHUNK_TOKENS = CHUNK_BLOCKS * KV_BLOCK_SIZE };
+enum { CHUNK_BLOCKS = 16, CHUNK_TOKENS = CHUNK_BLOCKS * KV_BLOCK_SIZE };
 
 /* ---- a KV tile's layout, kv_cache.py ---- */
 
@@ -113,7 +112,8 @@ typedef struct {
     void (*rotate)(float *x, int32_t heads, const float *angles, int32_t head_dim);
     /* one token's key[head_dim] and value[head_dim], rounded, into its tile; by the KV cache's format, as `attend` */
     void (*store_kv[NUM_KV_FORMATS])(const float *key, const float *value, int32_t head_dim, uint8_t *tile, int32_t token);
-    void (*attend[NUM_KV_FORMATS])(const Attention *);
+    /* each of list[count], whose heads are of one size */
+    void (*attend[NUM_KV_FORMATS])(const Attention *list, int32_t count);
     /* the largest of x[n]; NaNs are passed over */
     float (*max)(const float *x, int32_t n);
     /* the first i of the largest x[n], -1 where none is above -infinity */
