@@ -107,7 +107,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Dims:
-    """Sizes that the KV cache and the buffers are made from."""
+    """Sizes that the KV cache and the buffers are made from. Raises ValueError where KV heads are not shared evenly."""
 
     hidden: int
     layers: int
@@ -116,6 +116,10 @@ class Dims:
     head_dim: int
     ffn: int
     vocab: int
+
+    def __post_init__(self) -> None:
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(f"heads: {self.heads}, expected a multiple of kv_heads, {self.kv_heads}")
 
     @property
     def qkv(self) -> int:

@@ -157,3 +157,9 @@ def test_rounding_is_by_token_and_head() -> None:
 def test_an_unknown_kv_dtype_is_refused(target: str) -> None:
     with pytest.raises(ValueError, match="kv_dtype: 'fp8', expected one of f32, bf16, int8"):
         make(target, random_program(TINY, F32, max_model_len=MAX_MODEL_LEN), "fp8")
+
+
+def test_kv_heads_that_query_heads_do_not_share_evenly_are_refused() -> None:
+    for kv_heads in (0, 2):
+        with pytest.raises(ValueError, match=f"heads: 3, expected a multiple of kv_heads, {kv_heads}"):
+            Dims(hidden=16, layers=1, heads=3, kv_heads=kv_heads, head_dim=4, ffn=4, vocab=40)

@@ -229,10 +229,10 @@ static void add_heads(const Executor *e, const Instruction *i, int worker, int32
                       Attentions *pending) {
     const Dims *d = &e->dims;
     const Row *row = &e->rows[r];
-    for (int32_t head = first, end; head < last; head = end) {
-        const int32_t kv_head = (int64_t)head * d->kv_heads / d->heads;
-        end = ceil_div((int64_t)(kv_head + 1) * d->heads, d->kv_heads);
-        if (end > last) end = last;
+    const int32_t sharing = d->heads / d->kv_heads; /* query heads to a KV head */
+    for (int32_t head = first, end, kv_head = first / sharing; head < last; head = end) {
+        const int32_t kv_end = (kv_head + 1) * sharing;
+        end = kv_end < last ? kv_end : last;
         if (end > head + ATTEND_VECTORS) end = head + ATTEND_VECTORS;
         if (pending->count == sizeof pending->list / sizeof *pending->list) attend_to_all(e, pending);
         pending->list[pending->count++] = (Attention){
@@ -249,6 +249,7 @@ static void add_heads(const Executor *e, const Instruction *i, int worker, int32
             .head_dim = d->head_dim,
             .scratch = e->workers[worker].attention,
         };
+        kv_head += end == kv_end;
     }
 }
 
