@@ -225,8 +225,8 @@ static void attend_to_all(const Executor *e, Attentions *pending) {
 }
 
 /* Query heads first .. last - 1 of `rows` rows from row `r` on, a KV head's together. */
-static void add_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first, int32_t last,
-                      Attentions *pending) {
+static void add_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first,
+                      int32_t last, Attentions *pending) {
     const Dims *d = &e->dims;
     const Row *row = &e->rows[r];
     const int32_t sharing = d->heads / d->kv_heads; /* query heads to a KV head */

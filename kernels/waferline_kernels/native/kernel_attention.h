@@ -346,7 +346,8 @@ INLINE void convert_chunk(const Attention *t, Scratch *s) {
         for (int d = 0; d < t->head_dim; d++) store16(keys + d * 16, load_kv(KV_BF16, s->keys[b], d, LINE_BYTES));
         for (int i = 0; i < KV_BLOCK_SIZE; i++)
             for (int d = 0; d < s->stride; d += 16)
-                store16(values + i * s->stride + d, load_kv(KV_BF16, s->values[b] + d / 16 * KV_COLUMN_BYTES, i, LINE_BYTES));
+                store16(values + i * s->stride + d,
+                        load_kv(KV_BF16, s->values[b] + d / 16 * KV_COLUMN_BYTES, i, LINE_BYTES));
         s->keys[b] = (const uint8_t *)keys;
         s->values[b] = (const uint8_t *)values;
     }

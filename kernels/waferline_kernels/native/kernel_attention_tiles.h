@@ -112,7 +112,8 @@ typedef struct {
 INLINE NextKeys find_next_keys(const Attention *t, const Attention *next, const Scratch *s) {
     const int begin = s->begin + CHUNK_TOKENS, is_last = begin >= t->position + t->rows;
     NextKeys keys = {.bytes = (int)(s->values[0] - s->keys[0])};
-    if (s->vectors <= TILE_VECTORS && (next || !is_last)) keys.blocks = find_tiles(is_last ? next : t, is_last ? 0 : begin, keys.keys);
+    if (s->vectors > TILE_VECTORS || (is_last && !next)) return keys;
+    keys.blocks = is_last ? find_tiles(next, 0, keys.keys) : find_tiles(t, begin, keys.keys);
     return keys;
 }
 
@@ -133,7 +134,8 @@ INLINE void zero_sums(void) {
 }
 
 /* weights[registers][block .. block + columns - 1] = queries . keys; registers * columns <= 4 */
-INLINE void score_tiles(const Attention *t, const Scratch *s, const TileGroup *g, const int registers, const int columns, int block) {
+INLINE void score_tiles(const Attention *t, const Scratch *s, const TileGroup *g, const int registers, const int columns,
+                        int block) {
     const int parts = query_parts(t->head_dim);
     zero_sums();
     for (int part = 0; part < parts; part++) {
