@@ -15,7 +15,7 @@
 typedef struct {
     int32_t stride;      /* value_stride */
     float *queries;      /* [W][stride]; or codes or halves, see kernel_attention_int8.h and kernel_attention_tiles.h */
-    float *context;      /* [W][stride] */
+    float *context;      /* [W][stride]; laid out by registers in kernel_attention_tiles.h, as `weights` are */
     float *weights;      /* [W][CHUNK_TOKENS]; first the scores */
     float *codes;        /* int8 [V][2][CHUNK_TOKENS]: the weights' codes */
     float *denominators; /* [V][16] */

@@ -123,8 +123,20 @@ INLINE void prefetch_part(const NextKeys *next, int part, int parts) {
         for (int i = 0; i < next->bytes; i += LINE_BYTES) __builtin_prefetch(next->keys[b] + i);
 }
 
-/* Register r of the sums is the vectors' register r % registers times block, or pair of columns, r / registers. */
-#define EACH_SUM DO(0) DO(1) DO(2) DO(3)
+/* Register r of the sums is the vectors' register r % registers times block, or pair of columns, r / registers. What uses
+ * these has `registers` and `columns` as constants, and what is done to each register as DO(r). */
+#define IF_SUM(r) \
+    if (r < registers * columns) { DO(r); }
+#define EACH_SUM IF_SUM(0) IF_SUM(1) IF_SUM(2) IF_SUM(3)
+
+/* The column's tile, loaded with its first register. */
+#define ADD_PRODUCT(r, tile)              \
+    if (r % registers == 0) {             \
+        _tile_loadd(7, tile, LINE_BYTES); \
+        _tile_dpbf16ps(r, 4, 7);          \
+    } else {                              \
+        _tile_dpbf16ps(r, 5, 7);          \
+    }
 
 INLINE void zero_sums(void) {
     _tile_zero(0);
@@ -142,21 +154,11 @@ INLINE void score_tiles(const Attention *t, const Scratch *s, const TileGroup *g
         const uint8_t *queries = g->queries + part * g->bytes;
         _tile_loadd(4, queries, LINE_BYTES);
         if (registers == 2) _tile_loadd(5, queries + parts * g->bytes, LINE_BYTES);
-#define DO(r)                                                                               \
-    if (r < registers * columns) {                                                          \
-        if (r % registers == 0) {                                                           \
-            _tile_loadd(7, s->keys[block + r / registers] + part * TILE_BYTES, LINE_BYTES); \
-            _tile_dpbf16ps(r, 4, 7);                                                        \
-        } else {                                                                            \
-            _tile_dpbf16ps(r, 5, 7);                                                        \
-        }                                                                                   \
-    }
+#define DO(r) ADD_PRODUCT(r, s->keys[block + r / registers] + part * TILE_BYTES)
         EACH_SUM
 #undef DO
     }
-#define DO(r)                      \
-    if (r < registers * columns)   \
-        _tile_stored(r, g->weights + (r % registers * CHUNK_BLOCKS + block + r / registers) * g->bytes, LINE_BYTES);
+#define DO(r) _tile_stored(r, g->weights + (r % registers * CHUNK_BLOCKS + block + r / registers) * g->bytes, LINE_BYTES)
     EACH_SUM
 #undef DO
 }
@@ -172,8 +174,7 @@ INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const NextKeys *ne
     if (s->begin == 0) {
         zero_sums();
     } else {
-#define DO(r) \
-    if (r < registers * columns) _tile_loadd(r, g->context + sums_at[r], LINE_BYTES);
+#define DO(r) _tile_loadd(r, g->context + sums_at[r], LINE_BYTES)
         EACH_SUM
 #undef DO
     }
@@ -181,26 +182,19 @@ INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const NextKeys *ne
         if (pair == 0) prefetch_part(next, b, g->blocks);
         _tile_loadd(4, g->weights + b * g->bytes, LINE_BYTES);
         if (registers == 2) _tile_loadd(5, g->weights + (CHUNK_BLOCKS + b) * g->bytes, LINE_BYTES);
-#define DO(r)                                                        \
-    if (r < registers * columns) {                                   \
-        if (r % registers == 0) {                                    \
-            _tile_loadd(7, s->values[b] + values_at[r], LINE_BYTES); \
-            _tile_dpbf16ps(r, 4, 7);                                 \
-        } else {                                                     \
-            _tile_dpbf16ps(r, 5, 7);                                 \
-        }                                                            \
-    }
+#define DO(r) ADD_PRODUCT(r, s->values[b] + values_at[r])
         EACH_SUM
 #undef DO
     }
-#define DO(r) \
-    if (r < registers * columns) _tile_stored(r, g->context + sums_at[r], LINE_BYTES);
+#define DO(r) _tile_stored(r, g->context + sums_at[r], LINE_BYTES)
     EACH_SUM
 #undef DO
 }
 #undef EACH_SUM
+#undef IF_SUM
+#undef ADD_PRODUCT
 
-/* apply(registers, columns) for up to `count` columns from `at` on, as many at a time as there are registers of sums for */
+/* APPLY(registers, columns) for up to `count` columns from `at` on, as many at a time as there are registers of sums for */
 #define EACH_COLUMN(g, at, count)                       \
     if (g->registers == 2)                              \
         for (int at = 0; at < count; at += 2)           \
