@@ -13,6 +13,7 @@ import pytest
 from helpers import FUSED_LEVELS, TARGETS, fill_slot
 from programs import TINY, even_placement, make_executor, make_limits, matmul_program, random_program
 from waferline_kernels.executor import Executor, StopReason
+from waferline_kernels.placement import Placement
 from waferline_kernels.program import Dims, Program
 from waferline_kernels.ring import Finish
 from waferline_kernels.sequences import SPAN
@@ -86,6 +87,25 @@ def test_rows_that_do_not_fit_a_cache_are_multiplied_in_blocks(target: str, form
             executor.run(model[0], spans((0, 0, rows, rows)), 1)
             results.append(logits_of(executor, model[0], rows))
     assert (results[0] == results[1]).all()
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda f: f.name)
+def test_from_how_far_weights_come_changes_no_bit(target: str, format: TileFormat) -> None:
+    """Sweeps beyond a cache fetch ahead in other ways; an arena with room to spare is one."""
+    program, weights = matmul_program(101, 257, format)
+    near = even_placement(program, 2)
+    far = Placement(near.shares, tuple(used + (32 << 20) for used in near.arena_bytes))
+    for rows in (1, 3, 15):
+        results = []
+        for placement in (near, far):
+            executor = make_executor(target, program, placement, weights, make_limits())
+            try:
+                fill_slot(executor, 0, [(i * 7) % 101 for i in range(rows)])
+                executor.run(program, spans((0, 0, rows, rows)), 1)
+                results.append(logits_of(executor, program, rows))
+            finally:
+                executor.close()
+        assert (results[0] == results[1]).all()
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda f: f.name)

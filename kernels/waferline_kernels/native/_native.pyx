@@ -32,6 +32,9 @@ cdef extern from "waferline.h":
         int64_t strip_bytes, table_stride
         const float *table
 
+cdef extern from "fetch.h":
+    int choose_fetch(int64_t bytes, int64_t total_bytes)
+
 cdef extern from "kernels.h":
     ctypedef struct QuantizedRows:
         signed char *codes
@@ -134,6 +137,7 @@ cdef extern from "executor.h":
     ctypedef struct Worker:
         uint8_t *arena
         int64_t arena_bytes
+        int fetch
         Activations act
         SampleScratch sample
         uint8_t *scratch
@@ -321,6 +325,7 @@ cdef class Core:
             attention = aligned_zeros(attend_scratch_floats(e.dims.head_dim), np.float32)
             e.workers[w].attention = <float *>self.keep(f"attention {w}", attention)
             e.workers[w].arena_bytes = arena_bytes[w]
+            e.workers[w].fetch = choose_fetch(arena_bytes[w], sum(arena_bytes))
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
             scratch = aligned_zeros(scratch_bytes(e.limits.max_num_batched_tokens, largest_k), np.uint8)
             e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)

@@ -8,7 +8,7 @@ typedef struct {
     const KernelTable *kernels;
     uint8_t **parts; /* [num_workers] of part_bytes each */
     int64_t part_bytes;
-    int sweeps;
+    int sweeps, fetch;
     volatile uint64_t sink; /* keeps the reads from being optimised away */
 } Sweep;
 
@@ -26,7 +26,7 @@ static void touch_part(void *context, int worker) {
 static void read_part(void *context, int worker) {
     Sweep *s = context;
     uint64_t sum = 0;
-    for (int i = 0; i < s->sweeps; i++) sum ^= s->kernels->read(s->parts[worker], s->part_bytes);
+    for (int i = 0; i < s->sweeps; i++) sum ^= s->kernels->read(s->parts[worker], s->part_bytes, s->fetch);
     s->sink = sum;
 }
 
@@ -34,7 +34,7 @@ static void read_arena(void *context, int worker) {
     WeightsSweep *s = context;
     const Worker *own = &s->executor->workers[worker];
     uint64_t sum = 0;
-    for (int i = 0; i < s->sweeps; i++) sum ^= s->executor->kernels->read(own->arena, own->arena_bytes);
+    for (int i = 0; i < s->sweeps; i++) sum ^= s->executor->kernels->read(own->arena, own->arena_bytes, own->fetch);
     s->sink = sum;
 }
 
@@ -45,6 +45,7 @@ double measure_weights_read(Executor *e, int sweeps) {
 
 double measure_read(const KernelTable *kernels, int num_workers, const int *cpus, int64_t bytes, int sweeps) {
     Sweep s = {.kernels = kernels, .part_bytes = round_up(bytes / num_workers, 256), .sweeps = 1};
+    s.fetch = choose_fetch(s.part_bytes, bytes);
     Team *team = team_create(num_workers, cpus);
     s.parts = calloc(num_workers, sizeof *s.parts);
     int has_memory = team && s.parts;

@@ -155,7 +155,7 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
         .k = tensor->k,
         .rows = rows,
         .epilogue = i->epilogue,
-        .is_streamed = e->workers[worker].arena_bytes > MOST_RESIDENT_BYTES,
+        .fetch = e->workers[worker].fetch,
         .x = i->src == BUFFER_ACT ? act->x : e->buffers[i->src],
         .x_stride = e->strides[i->src],
         .act = act->quantized,

@@ -19,11 +19,6 @@
 #define EXPAND(name, level) PASTE(name, level)
 #define NAMED(name) EXPAND(name, LEVEL)
 
-/* How far ahead of its reads a sweep prefetches: 512 bytes into L1, and where weights come from beyond L2 3 KiB into L2 as
- * well. On Granite Rapids the second brings 33 to 34 GB/s from DRAM over 30 to 32 without it, and takes 15% off a sweep that
- * stays within L2; 4 KiB into L1 instead loses 10 to 25% of DRAM's there, as it did on Zen 4. */
-enum { PREFETCH_BYTES = 512, STREAM_PREFETCH_BYTES = 3072 };
-
 #include "kernel_attention_int8.h"
 #include "kernel_kv.h"
 #include "kernel_matmul.h"

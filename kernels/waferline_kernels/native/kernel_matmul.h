@@ -11,22 +11,17 @@ INLINE Int16 splat16_int(int32_t x) {
     return y;
 }
 
-/* `is_streamed`: the weights come from beyond L2. */
-INLINE void prefetch_ahead(const uint8_t *line, const int is_streamed) {
-    __builtin_prefetch(line + PREFETCH_BYTES);
-    if (is_streamed) __builtin_prefetch(line + STREAM_PREFETCH_BYTES, 0, 2);
-}
-
-/* Two strips are multiplied together where a single row stays within L2: they share the loads of activations, and the
- * processor's own prefetching is enough there. */
-INLINE void prefetch_for(const uint8_t *line, const int strips, const int is_streamed) {
-    if (strips == 1) prefetch_ahead(line, is_streamed);
+INLINE void prefetch_ahead(const uint8_t *line, const int fetch) {
+    if (fetch == FETCH_L1 || fetch == FETCH_L1_L2) __builtin_prefetch(line + NEAR_BYTES);
+    if (fetch == FETCH_L1_L2) __builtin_prefetch(line + L2_BYTES, 0, 2);
+    if (fetch == FETCH_L2) __builtin_prefetch(line + NEAR_BYTES, 0, 2);
+    if (fetch == FETCH_FAR_L2) __builtin_prefetch(line + FAR_L2_BYTES, 0, 2);
 }
 
 /* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
  * product's latency does not bound it. */
 INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int is_streamed,
+                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
                     Int16 *isum) {
     const int width = strips * rows, chains = width < 4 ? 4 / width : 1;
     Int16 dot[LEVEL_MAX_ROWS + 4]; /* [chains][strips][rows] */
@@ -43,7 +38,7 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
             const int at = line + n / strips;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = load_q8(codes);
-            prefetch_for(codes, strips, is_streamed);
+            prefetch_ahead(codes, fetch);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
                 dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q8_LINE_K);
@@ -66,7 +61,7 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
  * on. */
 INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup,
                         const int subgroups, const int8_t *a, int64_t stride, const int rows, const int strips,
-                        const int is_high, const int is_streamed, Int16 *dot) {
+                        const int is_high, const int fetch, Int16 *dot) {
     enum { FULL = SUBGROUP / Q4_LINE_K };
 #pragma GCC unroll 4
     for (int line = 0; line < FULL; line++)
@@ -76,7 +71,7 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
             if (at >= num_lines) break;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
-            if (is_high) prefetch_for(codes, strips, is_streamed);
+            if (is_high) prefetch_ahead(codes, fetch);
 #pragma GCC unroll 8
             for (int r = 0; r < rows; r++)
                 dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
@@ -87,7 +82,7 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
  * they lie in their bytes: shifting their sum once costs less than shifting every line. A single row takes two subgroups
  * together, so that latency does not bound it. */
 INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int is_streamed,
+                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
                     Int16 *isum) {
     const int together = rows == 1 ? 2 : 1, width = strips * rows;
     const uint8_t *lines = scale_line + LINE_BYTES;
@@ -101,10 +96,10 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
 #pragma GCC unroll 8
         for (int n = 0; n < together * width; n++)
             dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s + n / width]);
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, is_streamed, dot);
+        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, fetch, dot);
 #pragma GCC unroll 8
         for (int n = 0; n < together * width; n++) EACH(p) dot[n].v[p] = dot[n].v[p] >> Q4_HIGH_SHIFT;
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, is_streamed, dot);
+        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, fetch, dot);
 #pragma GCC unroll 8
         for (int n = 0; n < together * width; n++)
             isum[n % width] = add_scaled(isum[n % width], dot[n], subscales[n % width / rows][s + n / width]);
@@ -113,19 +108,19 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
 
 /* Of either format. */
 INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
-                       const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format, const int is_streamed,
+                       const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format, const int fetch,
                        Int16 *isum) {
     const int64_t stride = m->act.codes_stride, sums_stride = m->act.groups_stride * SUBGROUPS;
     if (format == FORMAT_Q8)
-        q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, is_streamed, isum);
+        q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, isum);
     else
-        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, is_streamed, isum);
+        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, isum);
 }
 
 /* `strips` strips from `strip`, `rows` rows from `row`: y[strips][rows] = act . weights. What is const is constant where
  * this is inlined. */
 INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, const int rows, const int strips,
-                             const int format, const int is_streamed, Float16 *y) {
+                             const int format, const int fetch, Float16 *y) {
     const QuantizedRows *act = &m->act;
     const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
     const int64_t stride = act->codes_stride, sums_stride = act->groups_stride * SUBGROUPS;
@@ -139,14 +134,14 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         const int num_lines = left < GROUP ? (left + line_k - 1) / line_k : full;
         if (format == FORMAT_Q4 || g % 2 == 0) {
             scale_line = lines;
-            prefetch_for(scale_line, strips, is_streamed);
+            prefetch_ahead(scale_line, fetch);
             lines += LINE_BYTES;
         }
         Int16 isum[LEVEL_MAX_ROWS]; /* [strips][rows] */
         if (num_lines == full)
-            group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, is_streamed, isum);
+            group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, fetch, isum);
         else
-            group_sums(m, lines, scale_line, num_lines, a, sums, rows, strips, format, is_streamed, isum);
+            group_sums(m, lines, scale_line, num_lines, a, sums, rows, strips, format, fetch, isum);
 #pragma GCC unroll 2
         for (int j = 0; j < strips; j++) {
             const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
@@ -181,7 +176,8 @@ INLINE void load_pair(const uint8_t *lines, int k, const int format, Float16 *ev
 
 /* The same for float weights: even and odd K in one chain each, added at the end. Where K is odd its last odd weight lies
  * beyond the strip or is padding, and is left out. */
-INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, Float16 *y) {
+INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, const int fetch,
+                        Float16 *y) {
     const int bytes = format == FORMAT_F32 ? 64 : 32;   /* of 16 weights */
     const float *x = m->x + (int64_t)row * m->x_stride; /* [rows][x_stride] */
     Float16 evens[LEVEL_MAX_ROWS], odds[LEVEL_MAX_ROWS];
@@ -190,8 +186,8 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
     for (int k = 0; k < m->k; k += 2) {
         Float16 even, odd;
         load_pair(strip, k, format, &even, &odd);
-        __builtin_prefetch(strip + k * bytes + PREFETCH_BYTES);
-        if (format == FORMAT_F32) __builtin_prefetch(strip + (k + 1) * bytes + PREFETCH_BYTES);
+        prefetch_ahead(strip + k * bytes, fetch);
+        if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
             EACH(p) evens[r].v[p] = multiply_add(even.v[p], splat(x[r * m->x_stride + k]), evens[r].v[p]);
@@ -205,11 +201,11 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
 }
 
 INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
-                           const int is_streamed, Float16 *y) {
+                           const int fetch, Float16 *y) {
     if (format == FORMAT_Q8 || format == FORMAT_Q4)
-        quantized_strips(m, strip, row, rows, 1, format, is_streamed, y);
+        quantized_strips(m, strip, row, rows, 1, format, fetch, y);
     else
-        float_strip(m, strip, row, rows, format, y);
+        float_strip(m, strip, row, rows, format, fetch, y);
 }
 
 /* What becomes of row `row` of strip s, y; for SILU_MUL `up` is the row of strip s + 1. */
@@ -230,18 +226,29 @@ INLINE void finish_row(const Matmul *m, int s, int row, Float16 y, Float16 up) {
 }
 
 /* A strip (or, for SILU_MUL, a pair of strips) of the output, `rows` rows from `row`. */
-INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const int format, const int is_streamed) {
+INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const int format, const int fetch) {
     Float16 y[LEVEL_MAX_ROWS], up[LEVEL_MAX_ROWS] = {0};
     const uint8_t *strip = m->strips + s * m->strip_bytes;
-    multiply_strip(m, strip, row, rows, format, is_streamed, y);
-    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, is_streamed, up);
+    multiply_strip(m, strip, row, rows, format, fetch, y);
+    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, fetch, up);
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
-/* Two strips, one row of quantised activations. */
+/* A single row is done with a line before those ahead are there, several rows are not. */
+INLINE void finish_rows(const Matmul *m, int s, int row, const int rows, const int format) {
+    if (m->fetch == FETCH_L2)
+        finish_strip(m, s, row, rows, format, rows == 1 ? FETCH_L2 : FETCH_FAR_L2);
+    else if (m->fetch == FETCH_L1_L2 && rows == 1)
+        finish_strip(m, s, row, rows, format, FETCH_L1_L2);
+    else
+        finish_strip(m, s, row, rows, format, FETCH_L1);
+}
+
+/* Two strips, one row of quantised activations: they share the loads of these, and where weights lie near the processor's
+ * own prefetching is enough. */
 INLINE void finish_two_strips(const Matmul *m, int s, int row, const int format) {
     Float16 y[2];
-    quantized_strips(m, m->strips + s * m->strip_bytes, row, 1, 2, format, 0, y);
+    quantized_strips(m, m->strips + s * m->strip_bytes, row, 1, 2, format, FETCH_NONE, y);
     finish_row(m, s, row, y[0], y[1]);
     if (m->epilogue != EPILOGUE_SILU_MUL) finish_row(m, s + 1, row, y[1], y[1]);
 }
@@ -258,25 +265,20 @@ INLINE void matmul(const Matmul *m, const int format) {
         return;
     }
 #endif
-    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1;
+    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1, is_near = m->fetch == FETCH_NONE || m->fetch == FETCH_L1;
     int s = 0;
-    if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && !m->is_streamed)
+    if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && is_near)
         for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, format);
     for (; s < m->count; s += step) {
         int row = 0;
 #if LEVEL_MAX_ROWS >= 8
-        for (; row + 8 <= m->rows; row += 8) finish_strip(m, s, row, 8, format, 0);
+        for (; row + 8 <= m->rows; row += 8) finish_rows(m, s, row, 8, format);
 #endif
 #if LEVEL_MAX_ROWS >= 4
-        for (; row + 4 <= m->rows; row += 4) finish_strip(m, s, row, 4, format, 0);
+        for (; row + 4 <= m->rows; row += 4) finish_rows(m, s, row, 4, format);
 #endif
-        for (; row + 2 <= m->rows; row += 2) finish_strip(m, s, row, 2, format, 0);
-        for (; row < m->rows; row++) {
-            if (m->is_streamed)
-                finish_strip(m, s, row, 1, format, 1);
-            else
-                finish_strip(m, s, row, 1, format, 0);
-        }
+        for (; row + 2 <= m->rows; row += 2) finish_rows(m, s, row, 2, format);
+        for (; row < m->rows; row++) finish_rows(m, s, row, 1, format);
     }
 }
 

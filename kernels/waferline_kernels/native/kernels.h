@@ -6,6 +6,7 @@
 #ifndef WAFERLINE_KERNELS_H
 #define WAFERLINE_KERNELS_H
 
+#include "fetch.h"
 #include "waferline.h"
 
 /* Quantised activations: see tiles.quantize_rows. */
@@ -22,7 +23,7 @@ typedef struct {
     int64_t strip_bytes;
     int32_t k, rows;
     int32_t epilogue;
-    int32_t is_streamed; /* the sweep that the strips are part of does not stay within L2 */
+    int32_t fetch; /* of fetch.h: how the sweep that the strips are part of asks for its lines */
     const float *x; /* [rows][x_stride], for float formats */
     int64_t x_stride;
     QuantizedRows act;
@@ -47,9 +48,6 @@ static inline int64_t scratch_bytes(int64_t rows, int64_t k) {
 static inline int64_t split_bytes(int64_t rows, int64_t k) {
     return round_up(rows, 16) * 2 * 2 * round_up(k, 32);
 }
-
-/* A worker's weights beyond this are taken to come from farther than its core's L2. */
-enum { MOST_RESIDENT_BYTES = 3 << 20 };
 
 /* What a kernel may read beyond the last strip of an arena. */
 enum { ARENA_SLACK = 1024 };
@@ -120,8 +118,8 @@ typedef struct {
     int32_t (*argmax)(const float *x, int32_t n);
     /* y[i] = exp(x[i] - shift); returns the sum in double, over fixed chunks */
     double (*exp_sum)(const float *x, int32_t n, float shift, float *y);
-    /* a plain prefetched read of bytes (a multiple of 64), what a bandwidth limit is measured with */
-    uint64_t (*read)(const uint8_t *x, int64_t bytes);
+    /* a plain prefetched read of bytes (a multiple of 64), what a bandwidth limit is measured with; fetch as in Matmul */
+    uint64_t (*read)(const uint8_t *x, int64_t bytes, int fetch);
     /* `macs` multiply-adds or a little more of the level's own dot product on operands in registers, by the weights'
      * format; returns those done. What a peak is measured with */
     int64_t (*peak[4])(int64_t macs);
