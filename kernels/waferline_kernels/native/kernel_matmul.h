@@ -240,12 +240,14 @@ INLINE void finish_rows(const Matmul *m, int s, int row, const int rows, const i
         finish_strip(m, s, row, rows, format, rows == 1 ? FETCH_L2 : FETCH_FAR_L2);
     else if (m->fetch == FETCH_L1_L2 && rows == 1)
         finish_strip(m, s, row, rows, format, FETCH_L1_L2);
+    else if (m->fetch == FETCH_NONE && rows == 1)
+        finish_strip(m, s, row, rows, format, FETCH_NONE);
     else
         finish_strip(m, s, row, rows, format, FETCH_L1);
 }
 
-/* Two strips, one row of quantised activations: they share the loads of these, and where weights lie near the processor's
- * own prefetching is enough. */
+/* Two strips, one row of quantised activations: they share the loads of these, and within L2 the processor's own
+ * prefetching is enough. */
 INLINE void finish_two_strips(const Matmul *m, int s, int row, const int format) {
     Float16 y[2];
     quantized_strips(m, m->strips + s * m->strip_bytes, row, 1, 2, format, FETCH_NONE, y);
@@ -265,9 +267,9 @@ INLINE void matmul(const Matmul *m, const int format) {
         return;
     }
 #endif
-    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1, is_near = m->fetch == FETCH_NONE || m->fetch == FETCH_L1;
+    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1;
     int s = 0;
-    if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && is_near)
+    if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && m->fetch == FETCH_L1)
         for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, format);
     for (; s < m->count; s += step) {
         int row = 0;
