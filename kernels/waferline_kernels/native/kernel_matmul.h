@@ -234,14 +234,17 @@ INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const 
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
-/* A single row is done with a line before those ahead are there, several rows are not. */
+/* A single row is done with a line before those ahead are there, several rows are not: where it asks for nothing, or for near
+ * lines, they ask for far ones. */
 INLINE void finish_rows(const Matmul *m, int s, int row, const int rows, const int format) {
-    if (m->fetch == FETCH_L2)
-        finish_strip(m, s, row, rows, format, rows == 1 ? FETCH_L2 : FETCH_FAR_L2);
-    else if (m->fetch == FETCH_L1_L2 && rows == 1)
-        finish_strip(m, s, row, rows, format, FETCH_L1_L2);
-    else if (m->fetch == FETCH_NONE && rows == 1)
+    if (rows > 1 && (m->fetch == FETCH_NONE || m->fetch == FETCH_L2))
+        finish_strip(m, s, row, rows, format, FETCH_FAR_L2);
+    else if (rows == 1 && m->fetch == FETCH_NONE)
         finish_strip(m, s, row, rows, format, FETCH_NONE);
+    else if (rows == 1 && m->fetch == FETCH_L2)
+        finish_strip(m, s, row, rows, format, FETCH_L2);
+    else if (rows == 1 && m->fetch == FETCH_L1_L2)
+        finish_strip(m, s, row, rows, format, FETCH_L1_L2);
     else
         finish_strip(m, s, row, rows, format, FETCH_L1);
 }
