@@ -5,17 +5,22 @@
 #include "kernel_vectors.h"
 #include "kernels.h"
 
+/* Of a strip or two by some rows. */
+enum { MOST_SUMS = 2 * LEVEL_MAX_ROWS };
+
 INLINE Int16 splat16_int(int32_t x) {
     Int16 y;
     EACH(p) y.v[p] = x - (IntV){0};
     return y;
 }
 
-INLINE void prefetch_ahead(const uint8_t *line, const int fetch) {
+/* `strip_bytes`: of two strips that are multiplied together. */
+INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t strip_bytes) {
     if (fetch == FETCH_L1 || fetch == FETCH_L1_L2) __builtin_prefetch(line + NEAR_BYTES);
     if (fetch == FETCH_L1_L2) __builtin_prefetch(line + L2_BYTES, 0, 2);
     if (fetch == FETCH_L2) __builtin_prefetch(line + NEAR_BYTES, 0, 2);
     if (fetch == FETCH_FAR_L2) __builtin_prefetch(line + FAR_L2_BYTES, 0, 2);
+    if (fetch == FETCH_NEXT_L2) __builtin_prefetch(line + 2 * strip_bytes, 0, 2);
 }
 
 /* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
@@ -24,8 +29,8 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
                     const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
                     Int16 *isum) {
     const int width = strips * rows, chains = width < 4 ? 4 / width : 1;
-    Int16 dot[LEVEL_MAX_ROWS + 4]; /* [chains][strips][rows] */
-#pragma GCC unroll 8
+    Int16 dot[MOST_SUMS + 4]; /* [chains][strips][rows] */
+#pragma GCC unroll 16
     for (int n = 0; n < chains * width; n++) {
         const int32_t *of_row = sums + n % rows * sums_stride; /* [SUBGROUPS] */
         dot[n] = splat16_int(n < width ? -Q8_OFFSET * (of_row[0] + of_row[1] + of_row[2] + of_row[3]) : 0);
@@ -33,13 +38,13 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
     int line = 0;
 #pragma GCC unroll 4
     for (; line + chains <= num_lines; line += chains)
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < chains * strips; n++) {
             const int at = line + n / strips;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = load_q8(codes);
-            prefetch_ahead(codes, fetch);
-#pragma GCC unroll 8
+            prefetch_ahead(codes, fetch, strip_bytes);
+#pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q8_LINE_K);
         }
@@ -49,7 +54,7 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
             const Line weights = load_q8(lines + n / rows * strip_bytes + line * LINE_BYTES);
             dot[n] = add_line(dot[n], weights, a + n % rows * stride + line * Q8_LINE_K);
         }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < width; n++) {
         isum[n] = dot[n];
 #pragma GCC unroll 4
@@ -71,8 +76,8 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
             if (at >= num_lines) break;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
-            if (is_high) prefetch_ahead(codes, fetch);
-#pragma GCC unroll 8
+            if (is_high) prefetch_ahead(codes, fetch, strip_bytes);
+#pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
         }
@@ -86,21 +91,21 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
                     Int16 *isum) {
     const int together = rows == 1 ? 2 : 1, width = strips * rows;
     const uint8_t *lines = scale_line + LINE_BYTES;
-    Int16 subscales[2][SUBGROUPS], dot[LEVEL_MAX_ROWS + 2]; /* dot[together][strips][rows] */
+    Int16 subscales[2][SUBGROUPS], dot[MOST_SUMS + 2]; /* dot[together][strips][rows] */
 #pragma GCC unroll 2
     for (int j = 0; j < strips; j++) load_subscales(scale_line + j * strip_bytes, subscales[j]);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < width; n++) isum[n] = splat16_int(0);
 #pragma GCC unroll 4
     for (int s = 0; s < SUBGROUPS; s += together) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < together * width; n++)
             dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s + n / width]);
         add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, fetch, dot);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < together * width; n++) EACH(p) dot[n].v[p] = dot[n].v[p] >> Q4_HIGH_SHIFT;
         add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, fetch, dot);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int n = 0; n < together * width; n++)
             isum[n % width] = add_scaled(isum[n % width], dot[n], subscales[n % width / rows][s + n / width]);
     }
@@ -128,16 +133,16 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
     const int8_t *a = act->codes + row * stride;                     /* [rows][stride] */
     const float *a_scales = act->scales + row * act->groups_stride;  /* [rows][groups_stride] */
     const int32_t *sums = act->sums + row * sums_stride;             /* [rows][sums_stride] */
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int n = 0; n < strips * rows; n++) y[n] = splat16(0.0f);
     for (int left = m->k, g = 0; left > 0; left -= GROUP, g++) {
         const int num_lines = left < GROUP ? (left + line_k - 1) / line_k : full;
         if (format == FORMAT_Q4 || g % 2 == 0) {
             scale_line = lines;
-            prefetch_ahead(scale_line, fetch);
+            prefetch_ahead(scale_line, fetch, m->strip_bytes);
             lines += LINE_BYTES;
         }
-        Int16 isum[LEVEL_MAX_ROWS]; /* [strips][rows] */
+        Int16 isum[MOST_SUMS]; /* [strips][rows] */
         if (num_lines == full)
             group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, fetch, isum);
         else
@@ -146,7 +151,7 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         for (int j = 0; j < strips; j++) {
             const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
             const Float16 scales = load_bfloat16(scale_line + at);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
                 const float a_scale = a_scales[r * act->groups_stride + g];
                 const int n = j * rows + r;
@@ -186,8 +191,8 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
     for (int k = 0; k < m->k; k += 2) {
         Float16 even, odd;
         load_pair(strip, k, format, &even, &odd);
-        prefetch_ahead(strip + k * bytes, fetch);
-        if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch);
+        prefetch_ahead(strip + k * bytes, fetch, 0);
+        if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch, 0);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
             EACH(p) evens[r].v[p] = multiply_add(even.v[p], splat(x[r * m->x_stride + k]), evens[r].v[p]);
@@ -249,20 +254,26 @@ INLINE void finish_rows(const Matmul *m, int s, int row, const int rows, const i
         finish_strip(m, s, row, rows, format, FETCH_L1);
 }
 
-/* Two strips, one row of quantised activations: they share the loads of these, and within L2 the processor's own
- * prefetching is enough. */
-INLINE void finish_two_strips(const Matmul *m, int s, int row, const int format) {
-    Float16 y[2];
-    quantized_strips(m, m->strips + s * m->strip_bytes, row, 1, 2, format, FETCH_NONE, y);
-    finish_row(m, s, row, y[0], y[1]);
-    if (m->epilogue != EPILOGUE_SILU_MUL) finish_row(m, s + 1, row, y[1], y[1]);
+/* Two strips, of quantised weights: they share the loads of activations. */
+INLINE void finish_two_strips(const Matmul *m, int s, int row, const int rows, const int format, const int fetch) {
+    Float16 y[MOST_SUMS]; /* [2][rows] */
+    quantized_strips(m, m->strips + s * m->strip_bytes, row, rows, 2, format, fetch, y);
+    for (int r = 0; r < rows; r++) {
+        finish_row(m, s, row + r, y[r], y[rows + r]);
+        if (m->epilogue != EPILOGUE_SILU_MUL) finish_row(m, s + 1, row + r, y[rows + r], y[rows + r]);
+    }
 }
 
 #ifdef LEVEL_HAS_TILES
 #include "kernel_tiles.h"
 #endif
 
-/* Strips outermost: a strip stays in the nearest cache while all rows pass over it. */
+/* From so many rows on two strips of q8 are multiplied together. Each product takes a load of activations, so that fewer of
+ * these bring 7 to 20% on Zen 4; with q4's subscales the registers do not suffice. */
+enum { PAIR_ROWS = 16 };
+
+/* Strips outermost: a strip stays in the nearest cache while all rows pass over it. A single row takes two together within
+ * L2, where the processor's own prefetching is enough. */
 INLINE void matmul(const Matmul *m, const int format) {
 #ifdef LEVEL_HAS_TILES
     if ((format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows >= MIN_TILE_ROWS) {
@@ -273,7 +284,16 @@ INLINE void matmul(const Matmul *m, const int format) {
     const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1;
     int s = 0;
     if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && m->fetch == FETCH_L1)
-        for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, format);
+        for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE);
+#if LEVEL_MAX_ROWS >= 8
+    if (format == FORMAT_Q8 && m->rows >= PAIR_ROWS)
+        for (; s + 2 <= m->count; s += 2) {
+            int row = 0;
+            for (; row + 8 <= m->rows; row += 8) finish_two_strips(m, s, row, 8, format, FETCH_NEXT_L2);
+            for (; row + 4 <= m->rows; row += 4) finish_two_strips(m, s, row, 4, format, FETCH_NONE);
+            for (; row < m->rows; row++) finish_two_strips(m, s, row, 1, format, FETCH_NONE);
+        }
+#endif
     for (; s < m->count; s += step) {
         int row = 0;
 #if LEVEL_MAX_ROWS >= 8

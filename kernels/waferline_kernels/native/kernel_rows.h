@@ -169,7 +169,7 @@ INLINE uint64_t read_lines(const uint8_t *x, int64_t bytes, const int fetch) {
     for (int64_t i = 0; i + 64 * STREAMS <= bytes; i += 64 * STREAMS) {
 #pragma GCC unroll 4
         for (int c = 0; c < STREAMS; c++) {
-            prefetch_ahead(x + i + 64 * c, fetch);
+            prefetch_ahead(x + i + 64 * c, fetch, 0);
             EACH(p) {
                 UintV v;
                 memcpy(&v, x + i + 64 * c + p * sizeof v, sizeof v);
