@@ -113,8 +113,8 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
 
 /* Of either format. */
 INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
-                       const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format, const int fetch,
-                       Int16 *isum) {
+                       const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format,
+                       const int fetch, Int16 *isum) {
     const int64_t stride = m->act.codes_stride, sums_stride = m->act.groups_stride * SUBGROUPS;
     if (format == FORMAT_Q8)
         q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, isum);
@@ -285,7 +285,7 @@ INLINE void matmul(const Matmul *m, const int format) {
     int s = 0;
     if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && m->fetch == FETCH_L1)
         for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE);
-#if LEVEL_MAX_ROWS >= 8
+#if LEVEL_MAX_ROWS >= 8 && !defined(LEVEL_HAS_TILES)
     if (format == FORMAT_Q8 && m->rows >= PAIR_ROWS)
         for (; s + 2 <= m->count; s += 2) {
             int row = 0;
