@@ -4,12 +4,17 @@
 
 #include <stdint.h>
 
-/* FETCH_NONE leaves it to the processor. */
-enum { FETCH_NONE, FETCH_L1, FETCH_L1_L2, FETCH_L2, FETCH_FAR_L2, FETCH_NEXT_L2 };
-/* How far ahead: into L1, or into L2 alone; into L2 as well; far. FETCH_NEXT_L2 asks for the next two strips. */
+enum {
+    FETCH_NONE,    /* left to the processor */
+    FETCH_L1,      /* lines NEAR_BYTES ahead */
+    FETCH_L1_L2,   /* those, and lines L2_BYTES ahead into L2 */
+    FETCH_L2,      /* lines NEAR_BYTES ahead, into L2 alone */
+    FETCH_FAR_L2,  /* lines FAR_L2_BYTES ahead, into L2 alone */
+    FETCH_NEXT_L2, /* the next two strips' lines, into L2 alone */
+};
 enum { NEAR_BYTES = 512, L2_BYTES = 3 << 10, FAR_L2_BYTES = 8 << 10 };
 
-/* What serves a worker best that sweeps `bytes`, of `total_bytes` that all workers sweep: none of the last two. */
+/* What serves a single row best whose worker sweeps `bytes`, of `total_bytes` that all workers sweep: one of the first four. */
 int choose_fetch(int64_t bytes, int64_t total_bytes);
 
 #endif

@@ -239,8 +239,8 @@ INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const 
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
-/* A single row is done with a line before those ahead are there, several rows are not: where it asks for nothing, or for near
- * lines, they ask for far ones. */
+/* A single row's own loads run far ahead of its products. Several rows take longer over a line, so that theirs do not: where
+ * one asks for nothing, or for near lines into L2, they ask for far ones. */
 INLINE void finish_rows(const Matmul *m, int s, int row, const int rows, const int format) {
     if (rows > 1 && (m->fetch == FETCH_NONE || m->fetch == FETCH_L2))
         finish_strip(m, s, row, rows, format, FETCH_FAR_L2);
@@ -290,6 +290,7 @@ INLINE void matmul(const Matmul *m, const int format) {
         for (; s + 2 <= m->count; s += 2) {
             int row = 0;
             for (; row + 8 <= m->rows; row += 8) finish_two_strips(m, s, row, 8, format, FETCH_NEXT_L2);
+            /* by now all of the next are asked for */
             for (; row + 4 <= m->rows; row += 4) finish_two_strips(m, s, row, 4, format, FETCH_NONE);
             for (; row < m->rows; row++) finish_two_strips(m, s, row, 1, format, FETCH_NONE);
         }
