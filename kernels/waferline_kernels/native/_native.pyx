@@ -33,7 +33,9 @@ cdef extern from "waferline.h":
         const float *table
 
 cdef extern from "fetch.h":
-    int choose_fetch(int64_t bytes, int64_t total_bytes)
+    ctypedef struct Fetch:
+        pass
+    Fetch choose_fetch(int64_t bytes, int64_t total_bytes)
 
 cdef extern from "kernels.h":
     ctypedef struct QuantizedRows:
@@ -137,7 +139,7 @@ cdef extern from "executor.h":
     ctypedef struct Worker:
         uint8_t *arena
         int64_t arena_bytes
-        int fetch
+        Fetch fetch
         Activations act
         SampleScratch sample
         uint8_t *scratch

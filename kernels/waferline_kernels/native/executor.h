@@ -40,7 +40,7 @@ typedef struct {
 typedef struct {
     uint8_t *arena; /* [arena_bytes] its strips, in execution order */
     int64_t arena_bytes;
-    int fetch; /* of fetch.h */
+    Fetch fetch;
     Activations act; /* for the few rows that every worker prepares for itself */
     SampleScratch sample;
     uint8_t *scratch; /* [scratch_bytes(most rows, the largest K)] of matmuls */

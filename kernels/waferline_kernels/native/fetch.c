@@ -1,20 +1,30 @@
 #include "fetch.h"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+
 /* A worker's weights up to so many bytes are taken to stay within its core's L2; on AMD's processors, which share an L3 of 16
  * or 32 MB among a few cores, all workers' within L3. */
 enum { MOST_IN_L2 = 3 << 20, MOST_IN_AMD_L2 = 1 << 20, MOST_IN_AMD_L3 = 24 << 20 };
+enum { ZEN_5_FAMILY = 0x1A };
 
-static int is_amd(void) {
+/* As CPUID's leaf 1 has it; 0 for other makers' processors. */
+static int amd_family(void) {
 #ifdef __x86_64__
+    unsigned eax, ebx, ecx, edx;
     __builtin_cpu_init();
-    return __builtin_cpu_is("amd");
+    if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &eax, &ebx, &ecx, &edx)) return 0;
+    return (int)((eax >> 8 & 0xF) + (eax >> 20 & 0xFF));
 #else
     return 0;
 #endif
 }
 
-int choose_fetch(int64_t bytes, int64_t total_bytes) {
-    if (!is_amd()) return bytes <= MOST_IN_L2 ? FETCH_L1 : FETCH_L1_L2;
-    if (bytes <= MOST_IN_AMD_L2) return FETCH_L1;
-    return total_bytes <= MOST_IN_AMD_L3 ? FETCH_NONE : FETCH_L2;
+Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
+    const int family = amd_family(), is_zen_5 = family >= ZEN_5_FAMILY;
+    if (!family) return (Fetch){bytes <= MOST_IN_L2 ? FETCH_L1 : FETCH_L1_L2, FETCH_L1};
+    if (bytes <= MOST_IN_AMD_L2) return (Fetch){FETCH_L1, is_zen_5 ? FETCH_NONE : FETCH_L1};
+    if (total_bytes <= MOST_IN_AMD_L3) return (Fetch){FETCH_NONE, FETCH_FAR_L2};
+    return (Fetch){is_zen_5 ? FETCH_NONE : FETCH_L2, FETCH_FAR_L2};
 }

@@ -1,331 +1,116 @@
-/* Rows times the strips of one worker, for each format of the weights. */
+/* Rows times the strips of one worker, for each format of the weights: which rows and strips are taken together. */
 #ifndef WAFERLINE_KERNEL_MATMUL_H
 #define WAFERLINE_KERNEL_MATMUL_H
 
-#include "kernel_vectors.h"
-#include "kernels.h"
-
-/* Of a strip or two by some rows. */
-enum { MOST_SUMS = 2 * LEVEL_MAX_ROWS };
-
-INLINE Int16 splat16_int(int32_t x) {
-    Int16 y;
-    EACH(p) y.v[p] = x - (IntV){0};
-    return y;
-}
-
-/* `strip_bytes`: of two strips that are multiplied together. */
-INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t strip_bytes) {
-    if (fetch == FETCH_L1 || fetch == FETCH_L1_L2) __builtin_prefetch(line + NEAR_BYTES);
-    if (fetch == FETCH_L1_L2) __builtin_prefetch(line + L2_BYTES, 0, 2);
-    if (fetch == FETCH_L2) __builtin_prefetch(line + NEAR_BYTES, 0, 2);
-    if (fetch == FETCH_FAR_L2) __builtin_prefetch(line + FAR_L2_BYTES, 0, 2);
-    if (fetch == FETCH_NEXT_L2) __builtin_prefetch(line + 2 * strip_bytes, 0, 2);
-}
-
-/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
- * product's latency does not bound it. */
-INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
-                    Int16 *isum) {
-    const int width = strips * rows, chains = width < 4 ? 4 / width : 1;
-    Int16 dot[MOST_SUMS + 4]; /* [chains][strips][rows] */
-#pragma GCC unroll 16
-    for (int n = 0; n < chains * width; n++) {
-        const int32_t *of_row = sums + n % rows * sums_stride; /* [SUBGROUPS] */
-        dot[n] = splat16_int(n < width ? -Q8_OFFSET * (of_row[0] + of_row[1] + of_row[2] + of_row[3]) : 0);
-    }
-    int line = 0;
-#pragma GCC unroll 4
-    for (; line + chains <= num_lines; line += chains)
-#pragma GCC unroll 16
-        for (int n = 0; n < chains * strips; n++) {
-            const int at = line + n / strips;
-            const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
-            const Line weights = load_q8(codes);
-            prefetch_ahead(codes, fetch, strip_bytes);
-#pragma GCC unroll 16
-            for (int r = 0; r < rows; r++)
-                dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q8_LINE_K);
-        }
-    for (; chains > 1 && line < num_lines; line++)
-#pragma GCC unroll 2
-        for (int n = 0; n < width; n++) {
-            const Line weights = load_q8(lines + n / rows * strip_bytes + line * LINE_BYTES);
-            dot[n] = add_line(dot[n], weights, a + n % rows * stride + line * Q8_LINE_K);
-        }
-#pragma GCC unroll 16
-    for (int n = 0; n < width; n++) {
-        isum[n] = dot[n];
-#pragma GCC unroll 4
-        for (int c = 1; c < chains; c++) EACH(p) isum[n].v[p] += dot[c * width + n].v[p];
-    }
-}
-
-/* dot[subgroups][strips][rows] += lines . activations, over the high or the low codes of subgroups of q4 from `subgroup`
- * on. */
-INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup,
-                        const int subgroups, const int8_t *a, int64_t stride, const int rows, const int strips,
-                        const int is_high, const int fetch, Int16 *dot) {
-    enum { FULL = SUBGROUP / Q4_LINE_K };
-#pragma GCC unroll 4
-    for (int line = 0; line < FULL; line++)
-#pragma GCC unroll 4
-        for (int n = 0; n < subgroups * strips; n++) {
-            const int at = (subgroup + n / strips) * FULL + line;
-            if (at >= num_lines) break;
-            const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
-            const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
-            if (is_high) prefetch_ahead(codes, fetch, strip_bytes);
-#pragma GCC unroll 16
-            for (int r = 0; r < rows; r++)
-                dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
-        }
-}
-
-/* isum[strips][rows] = the exact sums over one group of q4, `num_lines` lines, codes times subscales. High codes first, as
- * they lie in their bytes: shifting their sum once costs less than shifting every line. A single row takes two subgroups
- * together, so that latency does not bound it. */
-INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
-                    Int16 *isum) {
-    const int together = rows == 1 ? 2 : 1, width = strips * rows;
-    const uint8_t *lines = scale_line + LINE_BYTES;
-    Int16 subscales[2][SUBGROUPS], dot[MOST_SUMS + 2]; /* dot[together][strips][rows] */
-#pragma GCC unroll 2
-    for (int j = 0; j < strips; j++) load_subscales(scale_line + j * strip_bytes, subscales[j]);
-#pragma GCC unroll 16
-    for (int n = 0; n < width; n++) isum[n] = splat16_int(0);
-#pragma GCC unroll 4
-    for (int s = 0; s < SUBGROUPS; s += together) {
-#pragma GCC unroll 16
-        for (int n = 0; n < together * width; n++)
-            dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s + n / width]);
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, fetch, dot);
-#pragma GCC unroll 16
-        for (int n = 0; n < together * width; n++) EACH(p) dot[n].v[p] = dot[n].v[p] >> Q4_HIGH_SHIFT;
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, fetch, dot);
-#pragma GCC unroll 16
-        for (int n = 0; n < together * width; n++)
-            isum[n % width] = add_scaled(isum[n % width], dot[n], subscales[n % width / rows][s + n / width]);
-    }
-}
-
-/* Of either format. */
-INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
-                       const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format,
-                       const int fetch, Int16 *isum) {
-    const int64_t stride = m->act.codes_stride, sums_stride = m->act.groups_stride * SUBGROUPS;
-    if (format == FORMAT_Q8)
-        q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, isum);
-    else
-        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, isum);
-}
-
-/* `strips` strips from `strip`, `rows` rows from `row`: y[strips][rows] = act . weights. What is const is constant where
- * this is inlined. */
-INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, const int rows, const int strips,
-                             const int format, const int fetch, Float16 *y) {
-    const QuantizedRows *act = &m->act;
-    const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
-    const int64_t stride = act->codes_stride, sums_stride = act->groups_stride * SUBGROUPS;
-    const uint8_t *lines = strip, *scale_line = strip;
-    const int8_t *a = act->codes + row * stride;                     /* [rows][stride] */
-    const float *a_scales = act->scales + row * act->groups_stride;  /* [rows][groups_stride] */
-    const int32_t *sums = act->sums + row * sums_stride;             /* [rows][sums_stride] */
-#pragma GCC unroll 16
-    for (int n = 0; n < strips * rows; n++) y[n] = splat16(0.0f);
-    for (int left = m->k, g = 0; left > 0; left -= GROUP, g++) {
-        const int num_lines = left < GROUP ? (left + line_k - 1) / line_k : full;
-        if (format == FORMAT_Q4 || g % 2 == 0) {
-            scale_line = lines;
-            prefetch_ahead(scale_line, fetch, m->strip_bytes);
-            lines += LINE_BYTES;
-        }
-        Int16 isum[MOST_SUMS]; /* [strips][rows] */
-        if (num_lines == full)
-            group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, fetch, isum);
-        else
-            group_sums(m, lines, scale_line, num_lines, a, sums, rows, strips, format, fetch, isum);
-#pragma GCC unroll 2
-        for (int j = 0; j < strips; j++) {
-            const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
-            const Float16 scales = load_bfloat16(scale_line + at);
-#pragma GCC unroll 16
-            for (int r = 0; r < rows; r++) {
-                const float a_scale = a_scales[r * act->groups_stride + g];
-                const int n = j * rows + r;
-                EACH(p) y[n].v[p] = y[n].v[p] + __builtin_convertvector(isum[n].v[p], FloatV) * (scales.v[p] * a_scale);
-            }
-        }
-        lines += num_lines * LINE_BYTES;
-        a += GROUP;
-        sums += SUBGROUPS;
-    }
-}
-
-/* The weights of K = k and k + 1 of 16 columns, from float32 [K][16] or bfloat16 [K / 2][16][2]. */
-INLINE void load_pair(const uint8_t *lines, int k, const int format, Float16 *even, Float16 *odd) {
-    if (format == FORMAT_F32) {
-        *even = load16((const float *)lines + k * TILE_N);
-        *odd = load16((const float *)lines + (k + 1) * TILE_N);
-        return;
-    }
-    EACH(p) {
-        UintV pairs;
-        memcpy(&pairs, lines + k / 2 * LINE_BYTES + p * sizeof pairs, sizeof pairs);
-        even->v[p] = (FloatV)(pairs << 16);
-        odd->v[p] = (FloatV)(pairs & 0xFFFF0000u);
-    }
-}
-
-/* The same for float weights: even and odd K in one chain each, added at the end. Where K is odd its last odd weight lies
- * beyond the strip or is padding, and is left out. */
-INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, const int fetch,
-                        Float16 *y) {
-    const int bytes = format == FORMAT_F32 ? 64 : 32;   /* of 16 weights */
-    const float *x = m->x + (int64_t)row * m->x_stride; /* [rows][x_stride] */
-    Float16 evens[LEVEL_MAX_ROWS], odds[LEVEL_MAX_ROWS];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) evens[r] = odds[r] = splat16(0.0f);
-    for (int k = 0; k < m->k; k += 2) {
-        Float16 even, odd;
-        load_pair(strip, k, format, &even, &odd);
-        prefetch_ahead(strip + k * bytes, fetch, 0);
-        if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch, 0);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            EACH(p) evens[r].v[p] = multiply_add(even.v[p], splat(x[r * m->x_stride + k]), evens[r].v[p]);
-        if (k + 1 == m->k) break;
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            EACH(p) odds[r].v[p] = multiply_add(odd.v[p], splat(x[r * m->x_stride + k + 1]), odds[r].v[p]);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) EACH(p) y[r].v[p] = evens[r].v[p] + odds[r].v[p];
-}
-
-INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
-                           const int fetch, Float16 *y) {
-    if (format == FORMAT_Q8 || format == FORMAT_Q4)
-        quantized_strips(m, strip, row, rows, 1, format, fetch, y);
-    else
-        float_strip(m, strip, row, rows, format, fetch, y);
-}
-
-/* What becomes of row `row` of strip s, y; for SILU_MUL `up` is the row of strip s + 1. */
-INLINE void finish_row(const Matmul *m, int s, int row, Float16 y, Float16 up) {
-    const int column = s * TILE_N, is_pair = m->epilogue == EPILOGUE_SILU_MUL;
-    float *dst = m->dst + row * m->dst_stride + (is_pair ? column / 2 : column);
-    if (m->bias) {
-        const Float16 bias = load16(m->bias + column);
-        EACH(p) y.v[p] = y.v[p] + bias.v[p];
-    }
-    if (is_pair) { /* silu(x) = x / (1 + exp(-x)) */
-        EACH(p) y.v[p] = y.v[p] / (1.0f + exponential(-y.v[p])) * up.v[p];
-    } else if (m->epilogue == EPILOGUE_ADD) {
-        const Float16 before = load16(dst);
-        EACH(p) y.v[p] = before.v[p] + y.v[p];
-    }
-    store16(dst, y);
-}
-
-/* A strip (or, for SILU_MUL, a pair of strips) of the output, `rows` rows from `row`. */
-INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const int format, const int fetch) {
-    Float16 y[LEVEL_MAX_ROWS], up[LEVEL_MAX_ROWS] = {0};
-    const uint8_t *strip = m->strips + s * m->strip_bytes;
-    multiply_strip(m, strip, row, rows, format, fetch, y);
-    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, fetch, up);
-    for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
-}
-
-/* A single row's own loads run far ahead of its products. Several rows take longer over a line, so that theirs do not: where
- * one asks for nothing, or for near lines into L2, they ask for far ones. */
-INLINE void finish_rows(const Matmul *m, int s, int row, const int rows, const int format) {
-    if (rows > 1 && (m->fetch == FETCH_NONE || m->fetch == FETCH_L2))
-        finish_strip(m, s, row, rows, format, FETCH_FAR_L2);
-    else if (rows == 1 && m->fetch == FETCH_NONE)
-        finish_strip(m, s, row, rows, format, FETCH_NONE);
-    else if (rows == 1 && m->fetch == FETCH_L2)
-        finish_strip(m, s, row, rows, format, FETCH_L2);
-    else if (rows == 1 && m->fetch == FETCH_L1_L2)
-        finish_strip(m, s, row, rows, format, FETCH_L1_L2);
-    else
-        finish_strip(m, s, row, rows, format, FETCH_L1);
-}
-
-/* Two strips, of quantised weights: they share the loads of activations. */
-INLINE void finish_two_strips(const Matmul *m, int s, int row, const int rows, const int format, const int fetch) {
-    Float16 y[MOST_SUMS]; /* [2][rows] */
-    quantized_strips(m, m->strips + s * m->strip_bytes, row, rows, 2, format, fetch, y);
-    for (int r = 0; r < rows; r++) {
-        finish_row(m, s, row + r, y[r], y[rows + r]);
-        if (m->epilogue != EPILOGUE_SILU_MUL) finish_row(m, s + 1, row + r, y[rows + r], y[rows + r]);
-    }
-}
+#include "kernel_strips.h"
 
 #ifdef LEVEL_HAS_TILES
 #include "kernel_tiles.h"
 #endif
 
-/* From so many rows on two strips of q8 are multiplied together. Each product takes a load of activations, so that fewer of
- * these bring 7 to 20% on Zen 4; with q4's subscales the registers do not suffice. */
-enum { PAIR_ROWS = 16 };
-
-/* Strips outermost: a strip stays in the nearest cache while all rows pass over it. A single row takes two together within
- * L2, where the processor's own prefetching is enough. */
-INLINE void matmul(const Matmul *m, const int format) {
+/* Whether these are rows for tile registers; then they have gone through them. */
+INLINE int through_tiles(const Matmul *m, const int format) {
 #ifdef LEVEL_HAS_TILES
     if ((format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows >= MIN_TILE_ROWS) {
         tile_matmul(m, format);
-        return;
+        return 1;
     }
 #endif
-    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1;
+    return 0;
+}
+
+/* A single row's own loads run far ahead of its products. Within L2, where the processor's own prefetching is enough, it takes
+ * two strips together. */
+INLINE void one_row(const Matmul *m, const int format) {
+    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1, fetch = m->fetch.one_row;
     int s = 0;
-    if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && m->rows == 1 && m->fetch == FETCH_L1)
-        for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE);
+    if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && fetch == FETCH_L1)
+        for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE, 0);
+    for (; s < m->count; s += step)
+        if (fetch == FETCH_NONE)
+            finish_strip(m, s, 0, 1, format, FETCH_NONE);
+        else if (fetch == FETCH_L2)
+            finish_strip(m, s, 0, 1, format, FETCH_L2);
+        else if (fetch == FETCH_L1_L2)
+            finish_strip(m, s, 0, 1, format, FETCH_L1_L2);
+        else
+            finish_strip(m, s, 0, 1, format, FETCH_L1);
+}
+
+/* Several rows by strips in pairs, as many as pay; returns the strips done. `most` rows pass over two strips at a time, as
+ * many as there are registers for. Where rows pass over them more than once, the first pass asks for the first of the next
+ * two strips, the second for the second: in one pass both would be more than memory gives in that time. With a single pass
+ * pairs pay where nothing need be asked for. */
+INLINE int pairs_of_strips(const Matmul *m, const int format) {
+    int s = 0;
 #if LEVEL_MAX_ROWS >= 8 && !defined(LEVEL_HAS_TILES)
-    if (format == FORMAT_Q8 && m->rows >= PAIR_ROWS)
-        for (; s + 2 <= m->count; s += 2) {
-            int row = 0;
-            for (; row + 8 <= m->rows; row += 8) finish_two_strips(m, s, row, 8, format, FETCH_NEXT_L2);
-            /* by now all of the next are asked for */
-            for (; row + 4 <= m->rows; row += 4) finish_two_strips(m, s, row, 4, format, FETCH_NONE);
-            for (; row < m->rows; row++) finish_two_strips(m, s, row, 1, format, FETCH_NONE);
-        }
+    const int most = format == FORMAT_Q8 ? 8 : 4, asks = m->rows >= 2 * most;
+    if ((format != FORMAT_Q8 && format != FORMAT_Q4) || (!asks && m->fetch.rows != FETCH_NONE)) return 0;
+    for (; s + 2 <= m->count; s += 2) {
+        int row = 0;
+        for (; row + most <= m->rows; row += most)
+            if (asks)
+                finish_two_strips(m, s, row, most, format, FETCH_NEXT_L2, (2 + row / most % 2) * m->strip_bytes);
+            else
+                finish_two_strips(m, s, row, most, format, FETCH_NONE, 0);
+        for (; most > 4 && row + 4 <= m->rows; row += 4) finish_two_strips(m, s, row, 4, format, FETCH_NONE, 0);
+        for (; row + 2 <= m->rows; row += 2) finish_two_strips(m, s, row, 2, format, FETCH_NONE, 0);
+        for (; row < m->rows; row++) finish_two_strips(m, s, row, 1, format, FETCH_NONE, 0);
+    }
 #endif
+    return s;
+}
+
+/* They take longer over a line than one, so that their loads do not run ahead. */
+INLINE void some_rows(const Matmul *m, int s, int row, const int rows, const int format) {
+    if (m->fetch.rows == FETCH_L1)
+        finish_strip(m, s, row, rows, format, FETCH_L1);
+    else
+        finish_strip(m, s, row, rows, format, FETCH_FAR_L2);
+}
+
+/* From strip `s` on. Strips outermost: a strip stays in the nearest cache while all rows pass over it. */
+INLINE void several_rows(const Matmul *m, int s, const int format) {
+    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1;
     for (; s < m->count; s += step) {
         int row = 0;
 #if LEVEL_MAX_ROWS >= 8
-        for (; row + 8 <= m->rows; row += 8) finish_rows(m, s, row, 8, format);
+        for (; row + 8 <= m->rows; row += 8) some_rows(m, s, row, 8, format);
 #endif
 #if LEVEL_MAX_ROWS >= 4
-        for (; row + 4 <= m->rows; row += 4) finish_rows(m, s, row, 4, format);
+        for (; row + 4 <= m->rows; row += 4) some_rows(m, s, row, 4, format);
 #endif
-        for (; row + 2 <= m->rows; row += 2) finish_rows(m, s, row, 2, format);
-        for (; row < m->rows; row++) finish_rows(m, s, row, 1, format);
+        for (; row + 2 <= m->rows; row += 2) some_rows(m, s, row, 2, format);
+        for (; row < m->rows; row++) some_rows(m, s, row, 1, format);
     }
 }
 
-static void NAMED(matmul_f32_64x16)(const Matmul *m) {
-    matmul(m, FORMAT_F32);
-}
+/* One row and pairs of strips are functions of their own: in one with everything else the compiler kept pointers in vector
+ * registers and counters in memory, and a row took 2 to 14% longer. */
+#define NOINLINE static __attribute__((noinline))
 
+#define DEFINE_MATMUL(name, format)                                                                                         \
+    NOINLINE void one_row_##name(const Matmul *m) {                                                                         \
+        one_row(m, format);                                                                                                 \
+    }                                                                                                                       \
+    NOINLINE int pairs_##name(const Matmul *m) {                                                                            \
+        return pairs_of_strips(m, format);                                                                                  \
+    }                                                                                                                       \
+    static void NAMED(matmul_##name##_64x16)(const Matmul *m) {                                                             \
+        if (through_tiles(m, format)) return;                                                                               \
+        if (m->rows == 1)                                                                                                   \
+            one_row_##name(m);                                                                                              \
+        else                                                                                                                \
+            several_rows(m, pairs_##name(m), format);                                                                       \
+    }
+
+DEFINE_MATMUL(f32, FORMAT_F32)
+DEFINE_MATMUL(q8, FORMAT_Q8)
+DEFINE_MATMUL(q4, FORMAT_Q4)
 #ifdef LEVEL_HAS_TILES
 #include "kernel_bf16.h"
 #else
-static void NAMED(matmul_bf16_64x16)(const Matmul *m) {
-    matmul(m, FORMAT_BF16);
-}
+DEFINE_MATMUL(bf16, FORMAT_BF16)
 #endif
-
-static void NAMED(matmul_q8_64x16)(const Matmul *m) {
-    matmul(m, FORMAT_Q8);
-}
-
-static void NAMED(matmul_q4_64x16)(const Matmul *m) {
-    matmul(m, FORMAT_Q4);
-}
 
 #endif

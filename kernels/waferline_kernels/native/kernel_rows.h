@@ -4,7 +4,7 @@
 
 #include "kernel_vectors.h"
 #include "kernels.h"
-#include "kernel_matmul.h"
+#include "kernel_strips.h"
 
 /* In floats. A row of many was written by all workers and lies in L3, and its pages end the processor's own prefetching:
  * quantising 512 rows of 8192 takes 16 ms so, 26 without. */

@@ -23,7 +23,7 @@ typedef struct {
     int64_t strip_bytes;
     int32_t k, rows;
     int32_t epilogue;
-    int32_t fetch; /* of fetch.h: how the sweep that the strips are part of asks for its lines */
+    Fetch fetch; /* how the sweep that the strips are part of asks for its lines */
     const float *x; /* [rows][x_stride], for float formats */
     int64_t x_stride;
     QuantizedRows act;
