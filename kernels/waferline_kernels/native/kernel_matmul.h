@@ -19,22 +19,38 @@ INLINE int through_tiles(const Matmul *m, const int format) {
     return 0;
 }
 
+/* One row, strip by strip from `s` on. All strips go through the same instructions, gates and ups too: processors tell
+ * streams apart by their loads' addresses, and two would each be a stream with a gap after every strip. */
+INLINE void one_by_one(const Matmul *m, int s, const int format, const int fetch) {
+    const int is_pair = m->epilogue == EPILOGUE_SILU_MUL;
+    Float16 gate = splat16(0.0f);
+    for (; s < m->count; s++) {
+        Float16 y;
+        multiply_strip(m, m->strips + s * m->strip_bytes, 0, 1, format, fetch, &y);
+        if (!is_pair)
+            finish_row(m, s, 0, y, y);
+        else if (s % 2 == 0)
+            gate = y;
+        else
+            finish_row(m, s - 1, 0, gate, y);
+    }
+}
+
 /* A single row's own loads run far ahead of its products. Within L2, where the processor's own prefetching is enough, it takes
  * two strips together. */
 INLINE void one_row(const Matmul *m, const int format) {
-    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1, fetch = m->fetch.one_row;
+    const int fetch = m->fetch.one_row;
     int s = 0;
     if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && fetch == FETCH_L1)
         for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE, 0);
-    for (; s < m->count; s += step)
-        if (fetch == FETCH_NONE)
-            finish_strip(m, s, 0, 1, format, FETCH_NONE);
-        else if (fetch == FETCH_L2)
-            finish_strip(m, s, 0, 1, format, FETCH_L2);
-        else if (fetch == FETCH_L1_L2)
-            finish_strip(m, s, 0, 1, format, FETCH_L1_L2);
-        else
-            finish_strip(m, s, 0, 1, format, FETCH_L1);
+    if (fetch == FETCH_NONE)
+        one_by_one(m, s, format, FETCH_NONE);
+    else if (fetch == FETCH_L2)
+        one_by_one(m, s, format, FETCH_L2);
+    else if (fetch == FETCH_L1_L2)
+        one_by_one(m, s, format, FETCH_L1_L2);
+    else
+        one_by_one(m, s, format, FETCH_L1);
 }
 
 /* Several rows by strips in pairs, as many as pay; returns the strips done. `most` rows pass over two strips at a time, as
