@@ -23,8 +23,18 @@ static int amd_family(void) {
 
 Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
     const int family = amd_family(), is_zen_5 = family >= ZEN_5_FAMILY;
-    if (!family) return (Fetch){bytes <= MOST_IN_L2 ? FETCH_L1 : FETCH_L1_L2, FETCH_L1};
-    if (bytes <= MOST_IN_AMD_L2) return (Fetch){FETCH_L1, is_zen_5 ? FETCH_NONE : FETCH_L1};
-    if (total_bytes <= MOST_IN_AMD_L3) return (Fetch){FETCH_NONE, FETCH_FAR_L2};
-    return (Fetch){is_zen_5 ? FETCH_NONE : FETCH_L2, FETCH_FAR_L2};
+    Fetch fetch = {.one_row = FETCH_L1, .rows = FETCH_L1, .rows_ahead = 8 << 10, .long_strip = INT32_MAX};
+    if (!family) {
+        if (bytes > MOST_IN_L2) fetch.one_row = FETCH_L1_L2;
+    } else if (bytes <= MOST_IN_AMD_L2) {
+        if (is_zen_5) fetch.rows = FETCH_NONE;
+    } else if (total_bytes <= MOST_IN_AMD_L3) {
+        fetch.one_row = FETCH_NONE;
+        fetch.rows = FETCH_L2;
+    } else {
+        fetch.one_row = fetch.rows = FETCH_L2;
+        fetch.one_ahead = is_zen_5 ? 6 << 10 : 512;
+        if (is_zen_5) fetch.long_strip = 16 << 10;
+    }
+    return fetch;
 }

@@ -5,18 +5,18 @@
 #include <stdint.h>
 
 enum {
-    FETCH_NONE,    /* left to the processor */
-    FETCH_L1,      /* lines NEAR_BYTES ahead */
-    FETCH_L1_L2,   /* those, and lines L2_BYTES ahead into L2 */
-    FETCH_L2,      /* lines NEAR_BYTES ahead, into L2 alone */
-    FETCH_FAR_L2,  /* lines FAR_L2_BYTES ahead, into L2 alone */
-    FETCH_NEXT_L2, /* two strips further on, into L2 alone */
+    FETCH_NONE,  /* left to the processor */
+    FETCH_L1,    /* lines NEAR_BYTES ahead */
+    FETCH_L1_L2, /* those, and lines L2_BYTES ahead into L2 */
+    FETCH_L2,    /* lines some bytes ahead, into L2 alone */
 };
-enum { NEAR_BYTES = 512, L2_BYTES = 3 << 10, FAR_L2_BYTES = 8 << 10 };
+enum { NEAR_BYTES = 512, L2_BYTES = 3 << 10 };
 
+/* What serves a sweep best. */
 typedef struct {
-    int32_t one_row; /* what serves a single row best: one of the first four */
-    int32_t rows;    /* and several: FETCH_NONE, FETCH_L1 or FETCH_FAR_L2 */
+    int32_t one_row, rows;         /* of a single row, and of several; of these not FETCH_L1_L2 */
+    int32_t one_ahead, rows_ahead; /* bytes for FETCH_L2 */
+    int32_t long_strip;            /* strips of so many bytes and more a single row leaves to the processor */
 } Fetch;
 
 /* For a worker that sweeps `bytes`, of `total_bytes` that all workers sweep. */

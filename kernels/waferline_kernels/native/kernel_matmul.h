@@ -26,7 +26,7 @@ INLINE void one_by_one(const Matmul *m, int s, const int format, const int fetch
     Float16 gate = splat16(0.0f);
     for (; s < m->count; s++) {
         Float16 y;
-        multiply_strip(m, m->strips + s * m->strip_bytes, 0, 1, format, fetch, &y);
+        multiply_strip(m, m->strips + s * m->strip_bytes, 0, 1, format, fetch, m->fetch.one_ahead, &y);
         if (!is_pair)
             finish_row(m, s, 0, y, y);
         else if (s % 2 == 0)
@@ -39,7 +39,7 @@ INLINE void one_by_one(const Matmul *m, int s, const int format, const int fetch
 /* A single row's own loads run far ahead of its products. Within L2, where the processor's own prefetching is enough, it takes
  * two strips together. */
 INLINE void one_row(const Matmul *m, const int format) {
-    const int fetch = m->fetch.one_row;
+    const int fetch = m->strip_bytes < m->fetch.long_strip ? m->fetch.one_row : FETCH_NONE;
     int s = 0;
     if (LANES == TILE_N && (format == FORMAT_Q8 || format == FORMAT_Q4) && fetch == FETCH_L1)
         for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE, 0);
@@ -66,7 +66,7 @@ INLINE int pairs_of_strips(const Matmul *m, const int format) {
         int row = 0;
         for (; row + most <= m->rows; row += most)
             if (asks)
-                finish_two_strips(m, s, row, most, format, FETCH_NEXT_L2, (2 + row / most % 2) * m->strip_bytes);
+                finish_two_strips(m, s, row, most, format, FETCH_L2, (2 + row / most % 2) * m->strip_bytes);
             else
                 finish_two_strips(m, s, row, most, format, FETCH_NONE, 0);
         for (; most > 4 && row + 4 <= m->rows; row += 4) finish_two_strips(m, s, row, 4, format, FETCH_NONE, 0);
@@ -77,12 +77,12 @@ INLINE int pairs_of_strips(const Matmul *m, const int format) {
     return s;
 }
 
-/* They take longer over a line than one, so that their loads do not run ahead. */
+/* Several rows take longer over a line than one does, so that their loads do not run ahead. */
 INLINE void some_rows(const Matmul *m, int s, int row, const int rows, const int format) {
     if (m->fetch.rows == FETCH_L1)
-        finish_strip(m, s, row, rows, format, FETCH_L1);
+        finish_strip(m, s, row, rows, format, FETCH_L1, 0);
     else
-        finish_strip(m, s, row, rows, format, FETCH_FAR_L2);
+        finish_strip(m, s, row, rows, format, FETCH_L2, m->fetch.rows_ahead);
 }
 
 /* From strip `s` on. Strips outermost: a strip stays in the nearest cache while all rows pass over it. */

@@ -14,20 +14,18 @@ INLINE Int16 splat16_int(int32_t x) {
     return y;
 }
 
-/* `next`: how far ahead of it FETCH_NEXT_L2 asks for a line. */
-INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t next) {
+/* `ahead`: bytes for FETCH_L2. */
+INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t ahead) {
     if (fetch == FETCH_L1 || fetch == FETCH_L1_L2) __builtin_prefetch(line + NEAR_BYTES);
     if (fetch == FETCH_L1_L2) __builtin_prefetch(line + L2_BYTES, 0, 2);
-    if (fetch == FETCH_L2) __builtin_prefetch(line + NEAR_BYTES, 0, 2);
-    if (fetch == FETCH_FAR_L2) __builtin_prefetch(line + FAR_L2_BYTES, 0, 2);
-    if (fetch == FETCH_NEXT_L2) __builtin_prefetch(line + next, 0, 2);
+    if (fetch == FETCH_L2) __builtin_prefetch(line + ahead, 0, 2);
 }
 
 /* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
  * product's latency does not bound it. */
 INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const int8_t *a, int64_t stride,
                     const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
-                    int64_t next, Int16 *isum) {
+                    int64_t ahead, Int16 *isum) {
     const int width = strips * rows, chains = width < 4 ? 4 / width : 1;
     Int16 dot[MOST_SUMS + 4]; /* [chains][strips][rows] */
 #pragma GCC unroll 16
@@ -43,7 +41,7 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
             const int at = line + n / strips;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = load_q8(codes);
-            if (n % strips == 0) prefetch_ahead(codes, fetch, next);
+            if (n % strips == 0) prefetch_ahead(codes, fetch, ahead);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q8_LINE_K);
@@ -66,7 +64,7 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
  * on. */
 INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup,
                         const int subgroups, const int8_t *a, int64_t stride, const int rows, const int strips,
-                        const int is_high, const int fetch, int64_t next, Int16 *dot) {
+                        const int is_high, const int fetch, int64_t ahead, Int16 *dot) {
     enum { FULL = SUBGROUP / Q4_LINE_K };
 #pragma GCC unroll 4
     for (int line = 0; line < FULL; line++)
@@ -76,7 +74,7 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
             if (at >= num_lines) break;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
-            if (is_high && n % strips == 0) prefetch_ahead(codes, fetch, next);
+            if (is_high && n % strips == 0) prefetch_ahead(codes, fetch, ahead);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
                 dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
@@ -88,7 +86,7 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
  * together, so that latency does not bound it. */
 INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const int8_t *a, int64_t stride,
                     const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
-                    int64_t next, Int16 *isum) {
+                    int64_t ahead, Int16 *isum) {
     const int together = rows == 1 ? 2 : 1, width = strips * rows;
     const uint8_t *lines = scale_line + LINE_BYTES;
     Int16 subscales[2][SUBGROUPS], dot[MOST_SUMS + 2]; /* dot[together][strips][rows] */
@@ -101,10 +99,10 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
 #pragma GCC unroll 16
         for (int n = 0; n < together * width; n++)
             dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s + n / width]);
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, fetch, next, dot);
+        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, fetch, ahead, dot);
 #pragma GCC unroll 16
         for (int n = 0; n < together * width; n++) EACH(p) dot[n].v[p] = dot[n].v[p] >> Q4_HIGH_SHIFT;
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, fetch, next, dot);
+        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, fetch, ahead, dot);
 #pragma GCC unroll 16
         for (int n = 0; n < together * width; n++)
             isum[n % width] = add_scaled(isum[n % width], dot[n], subscales[n % width / rows][s + n / width]);
@@ -114,18 +112,18 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
 /* Of either format. */
 INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
                        const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format,
-                       const int fetch, int64_t next, Int16 *isum) {
+                       const int fetch, int64_t ahead, Int16 *isum) {
     const int64_t stride = m->act.codes_stride, sums_stride = m->act.groups_stride * SUBGROUPS;
     if (format == FORMAT_Q8)
-        q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, next, isum);
+        q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, ahead, isum);
     else
-        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, next, isum);
+        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, ahead, isum);
 }
 
 /* `strips` strips from `strip`, `rows` rows from `row`: y[strips][rows] = act . weights. What is const is constant where
  * this is inlined. */
 INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, const int rows, const int strips,
-                             const int format, const int fetch, int64_t next, Float16 *y) {
+                             const int format, const int fetch, int64_t ahead, Float16 *y) {
     const QuantizedRows *act = &m->act;
     const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
     const int64_t stride = act->codes_stride, sums_stride = act->groups_stride * SUBGROUPS;
@@ -139,14 +137,14 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         const int num_lines = left < GROUP ? (left + line_k - 1) / line_k : full;
         if (format == FORMAT_Q4 || g % 2 == 0) {
             scale_line = lines;
-            prefetch_ahead(scale_line, fetch, next);
+            prefetch_ahead(scale_line, fetch, ahead);
             lines += LINE_BYTES;
         }
         Int16 isum[MOST_SUMS]; /* [strips][rows] */
         if (num_lines == full)
-            group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, fetch, next, isum);
+            group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, fetch, ahead, isum);
         else
-            group_sums(m, lines, scale_line, num_lines, a, sums, rows, strips, format, fetch, next, isum);
+            group_sums(m, lines, scale_line, num_lines, a, sums, rows, strips, format, fetch, ahead, isum);
 #pragma GCC unroll 2
         for (int j = 0; j < strips; j++) {
             const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
@@ -182,7 +180,7 @@ INLINE void load_pair(const uint8_t *lines, int k, const int format, Float16 *ev
 /* The same for float weights: even and odd K in one chain each, added at the end. Where K is odd its last odd weight lies
  * beyond the strip or is padding, and is left out. */
 INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, const int fetch,
-                        Float16 *y) {
+                        int64_t ahead, Float16 *y) {
     const int bytes = format == FORMAT_F32 ? 64 : 32;   /* of 16 weights */
     const float *x = m->x + (int64_t)row * m->x_stride; /* [rows][x_stride] */
     Float16 evens[LEVEL_MAX_ROWS], odds[LEVEL_MAX_ROWS];
@@ -191,8 +189,8 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
     for (int k = 0; k < m->k; k += 2) {
         Float16 even, odd;
         load_pair(strip, k, format, &even, &odd);
-        prefetch_ahead(strip + k * bytes, fetch, 0);
-        if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch, 0);
+        prefetch_ahead(strip + k * bytes, fetch, ahead);
+        if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch, ahead);
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++)
             EACH(p) evens[r].v[p] = multiply_add(even.v[p], splat(x[r * m->x_stride + k]), evens[r].v[p]);
@@ -206,11 +204,11 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
 }
 
 INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
-                           const int fetch, Float16 *y) {
+                           const int fetch, int64_t ahead, Float16 *y) {
     if (format == FORMAT_Q8 || format == FORMAT_Q4)
-        quantized_strips(m, strip, row, rows, 1, format, fetch, 0, y);
+        quantized_strips(m, strip, row, rows, 1, format, fetch, ahead, y);
     else
-        float_strip(m, strip, row, rows, format, fetch, y);
+        float_strip(m, strip, row, rows, format, fetch, ahead, y);
 }
 
 /* What becomes of row `row` of strip s, y; for SILU_MUL `up` is the row of strip s + 1. */
@@ -231,20 +229,21 @@ INLINE void finish_row(const Matmul *m, int s, int row, Float16 y, Float16 up) {
 }
 
 /* A strip (or, for SILU_MUL, a pair of strips) of the output, `rows` rows from `row`. */
-INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const int format, const int fetch) {
+INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const int format, const int fetch,
+                         int64_t ahead) {
     Float16 y[LEVEL_MAX_ROWS], up[LEVEL_MAX_ROWS] = {0};
     const uint8_t *strip = m->strips + s * m->strip_bytes;
-    multiply_strip(m, strip, row, rows, format, fetch, y);
-    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, fetch, up);
+    multiply_strip(m, strip, row, rows, format, fetch, ahead, y);
+    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, fetch, ahead, up);
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
-/* Two strips, of quantised weights: they share the loads of activations. Each line of the first asks for one `next` bytes
- * on. */
+/* Two strips, of quantised weights: they share the loads of activations. Where they ask for lines, each
+ * of the first strip's asks for one. */
 INLINE void finish_two_strips(const Matmul *m, int s, int row, const int rows, const int format, const int fetch,
-                              int64_t next) {
+                              int64_t ahead) {
     Float16 y[MOST_SUMS]; /* [2][rows] */
-    quantized_strips(m, m->strips + s * m->strip_bytes, row, rows, 2, format, fetch, next, y);
+    quantized_strips(m, m->strips + s * m->strip_bytes, row, rows, 2, format, fetch, ahead, y);
     for (int r = 0; r < rows; r++) {
         finish_row(m, s, row + r, y[r], y[rows + r]);
         if (m->epilogue != EPILOGUE_SILU_MUL) finish_row(m, s + 1, row + r, y[rows + r], y[rows + r]);
