@@ -211,15 +211,29 @@ INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const
         float_strip(m, strip, row, rows, format, fetch, ahead, y);
 }
 
+/* Where row `row` of strip s is stored to; for SILU_MUL that of strips s and s + 1. */
+INLINE float *output_of(const Matmul *m, int s, int row) {
+    return m->dst + row * m->dst_stride + s * TILE_N / (m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1);
+}
+
+/* Ask L2 for the lines that rows begin .. end - 1 of two strips are stored to: those of many rows lie in L3 or beyond, and
+ * storing to them took a third of a matmul of 512 rows. */
+INLINE void prefetch_outputs(const Matmul *m, int s, int begin, int end) {
+    for (int row = begin; row < end && row < m->rows; row++) {
+        const float *dst = output_of(m, s, row);
+        __builtin_prefetch(dst, 0, 2);
+        if (m->epilogue != EPILOGUE_SILU_MUL) __builtin_prefetch(dst + TILE_N, 0, 2);
+    }
+}
+
 /* What becomes of row `row` of strip s, y; for SILU_MUL `up` is the row of strip s + 1. */
 INLINE void finish_row(const Matmul *m, int s, int row, Float16 y, Float16 up) {
-    const int column = s * TILE_N, is_pair = m->epilogue == EPILOGUE_SILU_MUL;
-    float *dst = m->dst + row * m->dst_stride + (is_pair ? column / 2 : column);
+    float *dst = output_of(m, s, row);
     if (m->bias) {
-        const Float16 bias = load16(m->bias + column);
+        const Float16 bias = load16(m->bias + s * TILE_N);
         EACH(p) y.v[p] = y.v[p] + bias.v[p];
     }
-    if (is_pair) { /* silu(x) = x / (1 + exp(-x)) */
+    if (m->epilogue == EPILOGUE_SILU_MUL) { /* silu(x) = x / (1 + exp(-x)) */
         EACH(p) y.v[p] = y.v[p] / (1.0f + exponential(-y.v[p])) * up.v[p];
     } else if (m->epilogue == EPILOGUE_ADD) {
         const Float16 before = load16(dst);
@@ -243,6 +257,7 @@ INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const 
 INLINE void finish_two_strips(const Matmul *m, int s, int row, const int rows, const int format, const int fetch,
                               int64_t ahead) {
     Float16 y[MOST_SUMS]; /* [2][rows] */
+    if (rows > 1) prefetch_outputs(m, s, row, row + rows);
     quantized_strips(m, m->strips + s * m->strip_bytes, row, rows, 2, format, fetch, ahead, y);
     for (int r = 0; r < rows; r++) {
         finish_row(m, s, row + r, y[r], y[rows + r]);

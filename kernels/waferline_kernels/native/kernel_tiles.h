@@ -132,17 +132,6 @@ INLINE void add_sums(const int32_t *sums, __m512 scales, const float *a_scales, 
     }
 }
 
-/* Ask L2 for the lines that rows begin .. end - 1 of two strips are stored to: those of many rows lie in L3 or beyond, and
- * storing to them took a third of a matmul of 512 rows. */
-INLINE void prefetch_outputs(const Matmul *m, int s, int begin, int end) {
-    const int column = s * TILE_N, is_pair = m->epilogue == EPILOGUE_SILU_MUL;
-    for (int row = begin; row < end && row < m->rows; row++) {
-        const float *dst = m->dst + row * m->dst_stride + (is_pair ? column / 2 : column);
-        __builtin_prefetch(dst, 0, 2);
-        if (!is_pair) __builtin_prefetch(dst + TILE_N, 0, 2);
-    }
-}
-
 /* Ask L1 for part `part` of 4 of a group of K of a tile's rows, which lie in L2, each in lines of its own. */
 INLINE void prefetch_rows(const int8_t *rows, int64_t stride, const int tile_rows, const int part) {
     const int end = tile_rows * (part + 1) / 4;
