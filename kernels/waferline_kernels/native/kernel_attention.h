@@ -141,10 +141,41 @@ static void NAMED(add_products_bf16)(const Products *t, int rows, int columns) {
 
 typedef void (*AddProducts)(const Products *, int rows, int columns);
 
+/* ---- the tiles of a chunk, and of the next ---- */
+
+/* The tiles of the chunk that begins at token `begin`; how many there are. */
+INLINE int find_tiles(const Attention *t, int begin, const uint8_t **tiles) {
+    const int blocks = blocks_of(smaller_of(t->position + t->rows - begin, CHUNK_TOKENS));
+    for (int b = 0; b < blocks; b++) tiles[b] = t->kv + t->block_table[begin / KV_BLOCK_SIZE + b] * t->block_stride;
+    return blocks;
+}
+
+/* Of the chunk that is multiplied next, be it the next sequence's. Rows that decode, each of a sequence of its own, take less
+ * time over keys and values from DRAM if the next are asked for meanwhile; for chunks of many vectors nothing is gained. */
+typedef struct {
+    int blocks; /* none: not to be asked for */
+    int bytes;  /* of a block's tile, from its first on */
+    const uint8_t *tiles[CHUNK_BLOCKS];
+} NextTiles;
+
+INLINE NextTiles find_next_tiles(const Attention *t, const Attention *next, const Scratch *s, int most_vectors, int bytes) {
+    const int begin = s->begin + CHUNK_TOKENS, is_last = begin >= t->position + t->rows;
+    NextTiles tiles = {.bytes = bytes};
+    if (s->vectors > most_vectors || (is_last && !next)) return tiles;
+    tiles.blocks = is_last ? find_tiles(next, 0, tiles.tiles) : find_tiles(t, begin, tiles.tiles);
+    return tiles;
+}
+
+/* Part `part` of so many; `locality` as in __builtin_prefetch. */
+INLINE void prefetch_part(const NextTiles *next, int part, int parts, const int locality) {
+    for (int b = part * next->blocks / parts; b < (part + 1) * next->blocks / parts; b++)
+        for (int i = 0; i < next->bytes; i += LINE_BYTES) __builtin_prefetch(next->tiles[b] + i, 0, locality);
+}
+
 /* ---- the steps of a chunk ---- */
 
 /* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys */
-static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) {
+static void NAMED(score)(const Attention *t, const Scratch *s, const NextTiles *next, AddProducts add) {
     memset(s->weights + s->first * CHUNK_TOKENS, 0, (s->vectors - s->first) * CHUNK_TOKENS * sizeof *s->weights);
     for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
         const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
@@ -159,6 +190,7 @@ static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) 
                 .count = t->head_dim,
             };
             for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
+            prefetch_part(next, b / ATTEND_COLUMNS, (blocks + ATTEND_COLUMNS - 1) / ATTEND_COLUMNS, 2);
             add(&products, rows, columns);
         }
     }
@@ -308,13 +340,6 @@ INLINE Scratch begin_attention(const Attention *t) {
     return s;
 }
 
-/* The tiles of the chunk that begins at token `begin`; how many there are. */
-INLINE int find_tiles(const Attention *t, int begin, const uint8_t **tiles) {
-    const int blocks = blocks_of(smaller_of(t->position + t->rows - begin, CHUNK_TOKENS));
-    for (int b = 0; b < blocks; b++) tiles[b] = t->kv + t->block_table[begin / KV_BLOCK_SIZE + b] * t->block_stride;
-    return blocks;
-}
-
 /* Move to the chunk that begins at token `begin`; whether there is one. */
 INLINE int enter_chunk(const Attention *t, Scratch *s, int begin, int64_t value_bytes) {
     if (begin >= t->position + t->rows) return 0;
@@ -359,7 +384,7 @@ enum { CONVERT_VECTORS = 2 * ATTEND_ROWS };
 #include "kernel_attention_narrow.h"
 #endif
 
-static void NAMED(attend_floats)(const Attention *t, const int format) {
+static void NAMED(attend_floats)(const Attention *t, const Attention *next, const int format) {
 #if ATTEND_ROWS == 4
     if (format == KV_BF16 ? attend_if_narrow(t, KV_BF16) : attend_if_narrow(t, KV_F32)) return;
 #endif
@@ -373,7 +398,9 @@ static void NAMED(attend_floats)(const Attention *t, const int format) {
     for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * element); begin += CHUNK_TOKENS) {
         if (is_converted) convert_chunk(t, &s);
         const int is_bf16 = format == KV_BF16 && !is_converted;
-        NAMED(score)(t, &s, is_bf16 ? NAMED(add_products_bf16) : NAMED(add_products_f32));
+        const int tile_bytes = (t->head_dim + s.stride) * KV_BLOCK_SIZE * element;
+        const NextTiles next_tiles = find_next_tiles(t, next, &s, ATTEND_ROWS, tile_bytes);
+        NAMED(score)(t, &s, &next_tiles, is_bf16 ? NAMED(add_products_bf16) : NAMED(add_products_f32));
         find_largest(&s);
         NAMED(soften_all)(&s);
         NAMED(weigh)(&s, is_bf16 ? NAMED(add_values_bf16) : NAMED(add_values_f32));
@@ -382,12 +409,12 @@ static void NAMED(attend_floats)(const Attention *t, const int format) {
 }
 
 static void NAMED(attend_f32)(const Attention *list, int32_t count) {
-    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], KV_F32);
+    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], n + 1 < count ? &list[n + 1] : NULL, KV_F32);
 }
 
 #ifndef LEVEL_HAS_TILES
 static void NAMED(attend_bf16)(const Attention *list, int32_t count) {
-    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], KV_BF16);
+    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], n + 1 < count ? &list[n + 1] : NULL, KV_BF16);
 }
 #endif
 

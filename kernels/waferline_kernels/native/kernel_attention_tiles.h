@@ -100,29 +100,6 @@ INLINE void split_queries(const Attention *t, const TileGroup *g) {
  * loads and stores touch memory. */
 #define TILE_FENCE() __asm__ volatile("" : : : "memory")
 
-/* Keys of the chunk that is multiplied next, be it the next sequence's. One row of each of 32 sequences takes a seventh less
- * time over keys and values from DRAM if they are asked for while values are multiplied; asking for values too costs what it
- * brings, and for chunks of many vectors nothing is gained. */
-typedef struct {
-    int blocks; /* none: not to be asked for */
-    int bytes;  /* of a block's */
-    const uint8_t *keys[CHUNK_BLOCKS];
-} NextKeys;
-
-INLINE NextKeys find_next_keys(const Attention *t, const Attention *next, const Scratch *s) {
-    const int begin = s->begin + CHUNK_TOKENS, is_last = begin >= t->position + t->rows;
-    NextKeys keys = {.bytes = (int)(s->values[0] - s->keys[0])};
-    if (s->vectors > TILE_VECTORS || (is_last && !next)) return keys;
-    keys.blocks = is_last ? find_tiles(next, 0, keys.keys) : find_tiles(t, begin, keys.keys);
-    return keys;
-}
-
-/* Part `part` of so many. */
-INLINE void prefetch_part(const NextKeys *next, int part, int parts) {
-    for (int b = part * next->blocks / parts; b < (part + 1) * next->blocks / parts; b++)
-        for (int i = 0; i < next->bytes; i += LINE_BYTES) __builtin_prefetch(next->keys[b] + i);
-}
-
 /* Register r of the sums is the vectors' register r % registers times block, or pair of columns, r / registers. What uses
  * these has `registers` and `columns` as constants, and what is done to each register as DO(r). */
 #define IF_SUM(r) \
@@ -164,7 +141,7 @@ INLINE void score_tiles(const Attention *t, const Scratch *s, const TileGroup *g
 }
 
 /* context[registers][pair .. pair + columns - 1] += weights . values, over the group's blocks; registers * columns <= 4 */
-INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const NextKeys *next, const int registers, const int columns,
+INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const NextTiles *next, const int registers, const int columns,
                         int pair) {
     int values_at[4], sums_at[4]; /* bytes to the pair's columns in a block's values, and to the sums */
     for (int r = 0; r < registers * columns; r++) {
@@ -179,7 +156,7 @@ INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const NextKeys *ne
 #undef DO
     }
     for (int b = 0; b < g->blocks; b++) {
-        if (pair == 0) prefetch_part(next, b, g->blocks);
+        if (pair == 0) prefetch_part(next, b, g->blocks, 3);
         _tile_loadd(4, g->weights + b * g->bytes, LINE_BYTES);
         if (registers == 2) _tile_loadd(5, g->weights + (CHUNK_BLOCKS + b) * g->bytes, LINE_BYTES);
 #define DO(r) ADD_PRODUCT(r, s->values[b] + values_at[r])
@@ -215,7 +192,7 @@ static void NAMED(score_group)(const Attention *t, const Scratch *s, const TileG
 #undef APPLY
 }
 
-static void NAMED(weigh_group)(const Scratch *s, const TileGroup *g, const NextKeys *next) {
+static void NAMED(weigh_group)(const Scratch *s, const TileGroup *g, const NextTiles *next) {
     const int pairs = column_pairs(s->stride);
 #define APPLY(registers, columns) weigh_tiles(s, g, next, registers, columns, pair)
     EACH_COLUMN(g, pair, pairs)
@@ -318,7 +295,7 @@ INLINE void attend_in_tiles(const Attention *t, const Attention *next) {
         split_queries(t, &g);
     }
     for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * 2); begin += CHUNK_TOKENS) {
-        const NextKeys next_keys = find_next_keys(t, next, &s);
+        const NextTiles next_keys = find_next_tiles(t, next, &s, TILE_VECTORS, (int)(s.values[0] - s.keys[0]));
         for (int v = s.first / STEP * STEP; v < s.vectors; v += STEP) {
             const TileGroup g = group_at(t, &s, v);
             TILE_FENCE();
@@ -345,7 +322,7 @@ static void NAMED(attend_bf16)(const Attention *list, int32_t count) {
     for (int n = 0; n < count; n++) {
         const Attention *t = &list[n];
         if (t->head_dim < SMALLEST_TILED_HEAD) {
-            NAMED(attend_floats)(t, KV_BF16);
+            NAMED(attend_floats)(t, NULL, KV_BF16);
             continue;
         }
         const int needed = 2 * smaller_of(t->rows * t->heads, TILE_VECTORS);
