@@ -4,8 +4,8 @@
 #include <cpuid.h>
 #endif
 
-/* A worker's weights up to so many bytes are taken to stay within its core's L2; on AMD's processors, which share an L3 of 16
- * or 32 MB among a few cores, all workers' within L3. */
+/* A worker's weights up to so many bytes are taken to stay within its core's L2; on AMD's processors, which share an L3 of
+ * 16 or 32 MB among a few cores, all workers' within L3. */
 enum { MOST_IN_L2 = 3 << 20, MOST_IN_AMD_L2 = 1 << 20, MOST_IN_AMD_L3 = 24 << 20 };
 enum { ZEN_5_FAMILY = 0x1A };
 
@@ -21,6 +21,7 @@ static int amd_family(void) {
 #endif
 }
 
+/* What was measured, where, is in docs/architecture.md ("How kernels fetch ahead"). */
 Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
     const int family = amd_family(), is_zen_5 = family >= ZEN_5_FAMILY;
     Fetch fetch = {.one_row = FETCH_L1, .rows = FETCH_L1, .rows_ahead = 8 << 10, .long_strip = INT32_MAX};

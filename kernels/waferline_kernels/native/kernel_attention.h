@@ -150,8 +150,9 @@ INLINE int find_tiles(const Attention *t, int begin, const uint8_t **tiles) {
     return blocks;
 }
 
-/* Of the chunk that is multiplied next, be it the next sequence's. Rows that decode, each of a sequence of its own, take less
- * time over keys and values from DRAM if the next are asked for meanwhile; for chunks of many vectors nothing is gained. */
+/* Of the chunk that is multiplied next, be it the next sequence's. Rows that decode, each of a sequence of its own, take
+ * less time over keys and values from DRAM if the next are asked for meanwhile; for chunks of many vectors nothing is
+ * gained. */
 typedef struct {
     int blocks; /* none: not to be asked for */
     int bytes;  /* of a block's tile, from its first on */

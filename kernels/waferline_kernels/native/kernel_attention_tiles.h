@@ -295,6 +295,7 @@ INLINE void attend_in_tiles(const Attention *t, const Attention *next) {
         split_queries(t, &g);
     }
     for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * 2); begin += CHUNK_TOKENS) {
+        /* keys alone: to ask for values too costs what it brings */
         const NextTiles next_keys = find_next_tiles(t, next, &s, TILE_VECTORS, (int)(s.values[0] - s.keys[0]));
         for (int v = s.first / STEP * STEP; v < s.vectors; v += STEP) {
             const TileGroup g = group_at(t, &s, v);

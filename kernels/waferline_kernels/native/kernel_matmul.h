@@ -36,8 +36,8 @@ INLINE void one_by_one(const Matmul *m, int s, const int format, const int fetch
     }
 }
 
-/* A single row's own loads run far ahead of its products. Within L2, where the processor's own prefetching is enough, it takes
- * two strips together. */
+/* A single row's own loads run far ahead of its products. Within L2, where the processor's own prefetching is enough, it
+ * takes two strips together. */
 INLINE void one_row(const Matmul *m, const int format) {
     const int fetch = m->strip_bytes < m->fetch.long_strip ? m->fetch.one_row : FETCH_NONE;
     int s = 0;
