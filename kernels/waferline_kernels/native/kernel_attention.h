@@ -10,6 +10,16 @@
 #include "kernel_vectors.h"
 #include "kernels.h"
 
+/* Of the chunk that is multiplied next, be it the next sequence's. Rows that decode, each of a sequence of its own, take
+ * less time over keys and values from DRAM if the next are asked for meanwhile; for chunks of many vectors nothing is
+ * gained. */
+typedef struct {
+    int blocks; /* none: not to be asked for */
+    int bytes;  /* of a block's tile, from its first on */
+    int line;   /* so many lines of them are asked for */
+    const uint8_t *tiles[CHUNK_BLOCKS];
+} NextTiles;
+
 /* A worker's scratch, and the chunk at hand. Vector v is head v % heads of row v / heads; V = ATTEND_VECTORS, W = V +
  * ATTEND_SPARE. */
 typedef struct {
@@ -31,6 +41,7 @@ typedef struct {
     int32_t vectors, first, begin; /* vectors before `first` end before the chunk, which begins at token `begin` */
     int32_t blocks;                /* of the chunk that any vector needs */
     const uint8_t *keys[CHUNK_BLOCKS], *values[CHUNK_BLOCKS];
+    NextTiles *next; /* of float formats */
 } Scratch;
 
 INLINE Scratch carve_scratch(const Attention *t) {
@@ -74,6 +85,7 @@ typedef struct {
     const float *a;
     const uint8_t *b[4]; /* each column's vector 0 */
     float *y;
+    const uint8_t *ahead[2]; /* with bf16 each i asks L2 for line i of both */
     int64_t a_stride, b_step, y_stride; /* floats, bytes from one vector, or of bfloat16 pair, to the next, floats */
     int32_t count;
 } Products;
@@ -107,6 +119,8 @@ INLINE void add_products_tile(const Products *t, const int format, const int row
 #pragma GCC unroll 4
         for (int chain = 0; chain < chains; chain++) {
             if (chain > 0 && i + chain >= t->count) break;
+            for (int j = 0; j < 2 && format == KV_BF16; j++)
+                __builtin_prefetch(t->ahead[j] + (i + chain) * LINE_BYTES, 0, 2);
             Float16 b[ATTEND_COLUMNS];
 #pragma GCC unroll 4
             for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c], i + chain, t->b_step);
@@ -150,15 +164,6 @@ INLINE int find_tiles(const Attention *t, int begin, const uint8_t **tiles) {
     return blocks;
 }
 
-/* Of the chunk that is multiplied next, be it the next sequence's. Rows that decode, each of a sequence of its own, take
- * less time over keys and values from DRAM if the next are asked for meanwhile; for chunks of many vectors nothing is
- * gained. */
-typedef struct {
-    int blocks; /* none: not to be asked for */
-    int bytes;  /* of a block's tile, from its first on */
-    const uint8_t *tiles[CHUNK_BLOCKS];
-} NextTiles;
-
 INLINE NextTiles find_next_tiles(const Attention *t, const Attention *next, const Scratch *s, int most_vectors, int bytes) {
     const int begin = s->begin + CHUNK_TOKENS, is_last = begin >= t->position + t->rows;
     NextTiles tiles = {.bytes = bytes};
@@ -167,16 +172,19 @@ INLINE NextTiles find_next_tiles(const Attention *t, const Attention *next, cons
     return tiles;
 }
 
-/* Part `part` of so many; `locality` as in __builtin_prefetch. */
-INLINE void prefetch_part(const NextTiles *next, int part, int parts, const int locality) {
-    for (int b = part * next->blocks / parts; b < (part + 1) * next->blocks / parts; b++)
-        for (int i = 0; i < next->bytes; i += LINE_BYTES) __builtin_prefetch(next->tiles[b] + i, 0, locality);
+/* The next of their lines are the products' to ask for, or, when all are, what lies near anyhow. A burst of requests would
+ * hold up the loads behind it: asked for all at once, they cost what they bring. */
+INLINE void ask_for_next(NextTiles *next, Products *products) {
+    for (int j = 0; j < 2; j++, next->line += products->count) {
+        const int lines = next->bytes / LINE_BYTES, block = next->line / lines;
+        products->ahead[j] = block < next->blocks ? next->tiles[block] + next->line % lines * LINE_BYTES : products->b[0];
+    }
 }
 
 /* ---- the steps of a chunk ---- */
 
 /* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys */
-static void NAMED(score)(const Attention *t, const Scratch *s, const NextTiles *next, AddProducts add) {
+static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) {
     memset(s->weights + s->first * CHUNK_TOKENS, 0, (s->vectors - s->first) * CHUNK_TOKENS * sizeof *s->weights);
     for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
         const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
@@ -191,7 +199,7 @@ static void NAMED(score)(const Attention *t, const Scratch *s, const NextTiles *
                 .count = t->head_dim,
             };
             for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
-            prefetch_part(next, b / ATTEND_COLUMNS, (blocks + ATTEND_COLUMNS - 1) / ATTEND_COLUMNS, 2);
+            ask_for_next(s->next, &products);
             add(&products, rows, columns);
         }
     }
@@ -212,6 +220,7 @@ INLINE Products block_of_values(const Scratch *s, const int format, const int co
         .count = smaller_of(KV_BLOCK_SIZE, end - begin),
     };
     for (int c = 0; c < columns; c++) products.b[c] = s->values[begin / KV_BLOCK_SIZE] + (d / 16 + c) * column_bytes;
+    ask_for_next(s->next, &products);
     return products;
 }
 
@@ -400,8 +409,9 @@ static void NAMED(attend_floats)(const Attention *t, const Attention *next, cons
         if (is_converted) convert_chunk(t, &s);
         const int is_bf16 = format == KV_BF16 && !is_converted;
         const int tile_bytes = (t->head_dim + s.stride) * KV_BLOCK_SIZE * element;
-        const NextTiles next_tiles = find_next_tiles(t, next, &s, ATTEND_ROWS, tile_bytes);
-        NAMED(score)(t, &s, &next_tiles, is_bf16 ? NAMED(add_products_bf16) : NAMED(add_products_f32));
+        NextTiles next_tiles = find_next_tiles(t, next, &s, ATTEND_ROWS, tile_bytes);
+        s.next = &next_tiles;
+        NAMED(score)(t, &s, is_bf16 ? NAMED(add_products_bf16) : NAMED(add_products_f32));
         find_largest(&s);
         NAMED(soften_all)(&s);
         NAMED(weigh)(&s, is_bf16 ? NAMED(add_values_bf16) : NAMED(add_values_f32));

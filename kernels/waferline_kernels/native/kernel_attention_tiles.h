@@ -100,6 +100,12 @@ INLINE void split_queries(const Attention *t, const TileGroup *g) {
  * loads and stores touch memory. */
 #define TILE_FENCE() __asm__ volatile("" : : : "memory")
 
+/* Part `part` of so many. */
+INLINE void prefetch_part(const NextTiles *next, int part, int parts) {
+    for (int b = part * next->blocks / parts; b < (part + 1) * next->blocks / parts; b++)
+        for (int i = 0; i < next->bytes; i += LINE_BYTES) __builtin_prefetch(next->tiles[b] + i);
+}
+
 /* Register r of the sums is the vectors' register r % registers times block, or pair of columns, r / registers. What uses
  * these has `registers` and `columns` as constants, and what is done to each register as DO(r). */
 #define IF_SUM(r) \
@@ -156,7 +162,7 @@ INLINE void weigh_tiles(const Scratch *s, const TileGroup *g, const NextTiles *n
 #undef DO
     }
     for (int b = 0; b < g->blocks; b++) {
-        if (pair == 0) prefetch_part(next, b, g->blocks, 3);
+        if (pair == 0) prefetch_part(next, b, g->blocks);
         _tile_loadd(4, g->weights + b * g->bytes, LINE_BYTES);
         if (registers == 2) _tile_loadd(5, g->weights + (CHUNK_BLOCKS + b) * g->bytes, LINE_BYTES);
 #define DO(r) ADD_PRODUCT(r, s->values[b] + values_at[r])
