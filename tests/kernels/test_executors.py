@@ -89,7 +89,7 @@ def test_rows_that_do_not_fit_a_cache_are_multiplied_in_blocks(target: str, form
     assert (results[0] == results[1]).all()
 
 
-@pytest.mark.parametrize("k", [257, 1100], ids=["short strips", "long strips"])
+@pytest.mark.parametrize("k", [257, 2200], ids=["short strips", "long strips"])
 @pytest.mark.parametrize("format", FORMATS, ids=lambda f: f.name)
 def test_from_how_far_weights_come_changes_no_bit(target: str, format: TileFormat, k: int) -> None:
     """Sweeps from L2, L3 and DRAM fetch ahead in ways of their own; an arena with room to spare counts as what it could

@@ -41,7 +41,7 @@ typedef struct {
     int32_t vectors, first, begin; /* vectors before `first` end before the chunk, which begins at token `begin` */
     int32_t blocks;                /* of the chunk that any vector needs */
     const uint8_t *keys[CHUNK_BLOCKS], *values[CHUNK_BLOCKS];
-    NextTiles *next; /* of float formats */
+    NextTiles *next; /* of float formats; only bf16 asks for any */
 } Scratch;
 
 INLINE Scratch carve_scratch(const Attention *t) {
@@ -175,9 +175,12 @@ INLINE NextTiles find_next_tiles(const Attention *t, const Attention *next, cons
 /* The next of their lines are the products' to ask for, or, when all are, what lies near anyhow. A burst of requests would
  * hold up the loads behind it: asked for all at once, they cost what they bring. */
 INLINE void ask_for_next(NextTiles *next, Products *products) {
-    for (int j = 0; j < 2; j++, next->line += products->count) {
-        const int lines = next->bytes / LINE_BYTES, block = next->line / lines;
-        products->ahead[j] = block < next->blocks ? next->tiles[block] + next->line % lines * LINE_BYTES : products->b[0];
+    const int lines = next->bytes / LINE_BYTES;
+    for (int j = 0; j < 2; j++) {
+        products->ahead[j] = products->b[0];
+        if (next->line >= next->blocks * lines) continue;
+        products->ahead[j] = next->tiles[next->line / lines] + next->line % lines * LINE_BYTES;
+        next->line += products->count;
     }
 }
 
@@ -409,7 +412,8 @@ static void NAMED(attend_floats)(const Attention *t, const Attention *next, cons
         if (is_converted) convert_chunk(t, &s);
         const int is_bf16 = format == KV_BF16 && !is_converted;
         const int tile_bytes = (t->head_dim + s.stride) * KV_BLOCK_SIZE * element;
-        NextTiles next_tiles = find_next_tiles(t, next, &s, ATTEND_ROWS, tile_bytes);
+        NextTiles next_tiles = {0};
+        if (is_bf16) next_tiles = find_next_tiles(t, next, &s, ATTEND_ROWS, tile_bytes);
         s.next = &next_tiles;
         NAMED(score)(t, &s, is_bf16 ? NAMED(add_products_bf16) : NAMED(add_products_f32));
         find_largest(&s);
@@ -420,7 +424,7 @@ static void NAMED(attend_floats)(const Attention *t, const Attention *next, cons
 }
 
 static void NAMED(attend_f32)(const Attention *list, int32_t count) {
-    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], n + 1 < count ? &list[n + 1] : NULL, KV_F32);
+    for (int n = 0; n < count; n++) NAMED(attend_floats)(&list[n], NULL, KV_F32);
 }
 
 #ifndef LEVEL_HAS_TILES

@@ -1,6 +1,6 @@
 /* The dot product of the levels with VNNI: vpdpbusd takes four unsigned by signed products of each column into its int32,
- * 64 bytes of weights an instruction (two a cycle on Intel's large cores, one on Zen 4; latency 4 to 5). Weights are made
- * unsigned by flipping their top bit, and what that adds is paid for by starting the sum at -128 * sum(a). */
+ * 64 bytes of weights an instruction (two a cycle on Intel's large cores and Zen 5, one on Zen 4; latency 4 to 5). Weights
+ * are made unsigned by flipping their top bit, and what that adds is paid for by starting the sum at -128 * sum(a). */
 #ifndef WAFERLINE_KERNEL_VNNI_H
 #define WAFERLINE_KERNEL_VNNI_H
 
