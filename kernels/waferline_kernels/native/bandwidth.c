@@ -27,7 +27,7 @@ static void touch_part(void *context, int worker) {
 static void read_part(void *context, int worker) {
     Sweep *s = context;
     uint64_t sum = 0;
-    for (int i = 0; i < s->sweeps; i++) sum ^= s->kernels->read(s->parts[worker], s->part_bytes, s->fetch.one_row);
+    for (int i = 0; i < s->sweeps; i++) sum ^= s->kernels->read(s->parts[worker], s->part_bytes, &s->fetch);
     s->sink = sum;
 }
 
@@ -35,7 +35,7 @@ static void read_arena(void *context, int worker) {
     WeightsSweep *s = context;
     const Worker *own = &s->executor->workers[worker];
     uint64_t sum = 0;
-    for (int i = 0; i < s->sweeps; i++) sum ^= s->executor->kernels->read(own->arena, own->arena_bytes, own->fetch.one_row);
+    for (int i = 0; i < s->sweeps; i++) sum ^= s->executor->kernels->read(own->arena, own->arena_bytes, &own->fetch);
     s->sink = sum;
 }
 

@@ -6,7 +6,7 @@
 
 enum {
     FETCH_NONE,  /* left to the processor */
-    FETCH_L1,    /* lines NEAR_BYTES ahead */
+    FETCH_L1,    /* lines some bytes ahead */
     FETCH_L1_L2, /* those, and lines L2_BYTES ahead into L2 */
     FETCH_L2,    /* lines some bytes ahead, into L2 alone */
 };
@@ -14,9 +14,11 @@ enum { NEAR_BYTES = 512, L2_BYTES = 3 << 10 };
 
 /* What serves a sweep best. */
 typedef struct {
-    int32_t one_row, rows;         /* of a single row, and of several; of these not FETCH_L1_L2 */
-    int32_t one_ahead, rows_ahead; /* bytes for FETCH_L2 */
-    int32_t long_strip;            /* strips of so many bytes and more a single row leaves to the processor */
+    int32_t one_row, rows;         /* of a single row, and of several; of these FETCH_L1 and FETCH_L2, for pairs NONE too */
+    int32_t read;                  /* of a plain read: a limit is the most that can be had */
+    int32_t one_ahead, rows_ahead; /* bytes, of a single row or a read, and of several rows */
+    int32_t long_strip;            /* a single row leaves strips of so many bytes and more to the processor, but for q4's */
+    int32_t in_pairs;              /* whether a single row takes strips of q8 two at a time */
 } Fetch;
 
 /* For a worker that sweeps `bytes`, of `total_bytes` that all workers sweep. */

@@ -7,6 +7,7 @@
 
 /* Of a strip or two by some rows. */
 enum { MOST_SUMS = 2 * LEVEL_MAX_ROWS };
+enum { Q4_SUBGROUP_LINES = SUBGROUP / Q4_LINE_K };
 
 INLINE Int16 splat16_int(int32_t x) {
     Int16 y;
@@ -14,9 +15,8 @@ INLINE Int16 splat16_int(int32_t x) {
     return y;
 }
 
-/* `ahead`: bytes for FETCH_L2. */
 INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t ahead) {
-    if (fetch == FETCH_L1 || fetch == FETCH_L1_L2) __builtin_prefetch(line + NEAR_BYTES);
+    if (fetch == FETCH_L1 || fetch == FETCH_L1_L2) __builtin_prefetch(line + ahead);
     if (fetch == FETCH_L1_L2) __builtin_prefetch(line + L2_BYTES, 0, 2);
     if (fetch == FETCH_L2) __builtin_prefetch(line + ahead, 0, 2);
 }
@@ -60,52 +60,64 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
     }
 }
 
-/* dot[subgroups][strips][rows] += lines . activations, over the high or the low codes of subgroups of q4 from `subgroup`
- * on. */
-INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup,
-                        const int subgroups, const int8_t *a, int64_t stride, const int rows, const int strips,
-                        const int is_high, const int fetch, int64_t ahead, Int16 *dot) {
-    enum { FULL = SUBGROUP / Q4_LINE_K };
+/* dot[strips][rows] += lines . activations, over the high or the low codes of a subgroup of q4. */
+INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup, const int8_t *a,
+                        int64_t stride, const int rows, const int strips, const int is_high, const int fetch, int64_t ahead,
+                        Int16 *dot) {
 #pragma GCC unroll 4
-    for (int line = 0; line < FULL; line++)
-#pragma GCC unroll 4
-        for (int n = 0; n < subgroups * strips; n++) {
-            const int at = (subgroup + n / strips) * FULL + line;
-            if (at >= num_lines) break;
-            const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
+    for (int at = subgroup * Q4_SUBGROUP_LINES; at < (subgroup + 1) * Q4_SUBGROUP_LINES && at < num_lines; at++)
+#pragma GCC unroll 2
+        for (int j = 0; j < strips; j++) {
+            const uint8_t *codes = lines + j * strip_bytes + at * LINE_BYTES;
             const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
-            if (is_high && n % strips == 0) prefetch_ahead(codes, fetch, ahead);
+            if (is_high && j == 0) prefetch_ahead(codes, fetch, ahead);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++)
-                dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
+                dot[j * rows + r] = add_line(dot[j * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
         }
 }
 
-/* isum[strips][rows] = the exact sums over one group of q4, `num_lines` lines, codes times subscales. High codes first, as
- * they lie in their bytes: shifting their sum once costs less than shifting every line. A single row takes two subgroups
- * together, so that latency does not bound it. */
+/* *high += and *low += the high and the low codes of a subgroup of one strip . a single row. */
+INLINE void add_q4_lines(const uint8_t *lines, const int num_lines, const int subgroup, const int8_t *a, const int fetch,
+                         int64_t ahead, Int16 *high, Int16 *low) {
+#pragma GCC unroll 4
+    for (int at = subgroup * Q4_SUBGROUP_LINES; at < (subgroup + 1) * Q4_SUBGROUP_LINES && at < num_lines; at++) {
+        Line high_codes, low_codes;
+        prefetch_ahead(lines + at * LINE_BYTES, fetch, ahead);
+        load_q4(lines + at * LINE_BYTES, &high_codes, &low_codes);
+        *high = add_line(*high, high_codes, a + at * Q4_LINE_K + 4);
+        *low = add_line(*low, low_codes, a + at * Q4_LINE_K);
+    }
+}
+
+/* isum[strips][rows] = the exact sums over one group of q4, `num_lines` lines, codes times subscales. High codes are summed
+ * as they lie in their bytes: shifting their sum once costs less than shifting every line. Many sums leave no registers for
+ * lines, which are loaded again for their low codes; a single row would be bound by those loads. */
 INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const int8_t *a, int64_t stride,
                     const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
                     int64_t ahead, Int16 *isum) {
-    const int together = rows == 1 ? 2 : 1, width = strips * rows;
+    const int width = strips * rows;
     const uint8_t *lines = scale_line + LINE_BYTES;
-    Int16 subscales[2][SUBGROUPS], dot[MOST_SUMS + 2]; /* dot[together][strips][rows] */
+    Int16 subscales[2][SUBGROUPS], dot[MOST_SUMS]; /* [strips][rows] */
 #pragma GCC unroll 2
     for (int j = 0; j < strips; j++) load_subscales(scale_line + j * strip_bytes, subscales[j]);
 #pragma GCC unroll 16
     for (int n = 0; n < width; n++) isum[n] = splat16_int(0);
 #pragma GCC unroll 4
-    for (int s = 0; s < SUBGROUPS; s += together) {
+    for (int s = 0; s < SUBGROUPS; s++) {
+        Int16 low = splat16_int(0);
 #pragma GCC unroll 16
-        for (int n = 0; n < together * width; n++)
-            dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s + n / width]);
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 1, fetch, ahead, dot);
+        for (int n = 0; n < width; n++)
+            dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s]);
+        if (width == 1)
+            add_q4_lines(lines, num_lines, s, a, fetch, ahead, dot, &low);
+        else
+            add_q4_half(lines, strip_bytes, num_lines, s, a, stride, rows, strips, 1, fetch, ahead, dot);
 #pragma GCC unroll 16
-        for (int n = 0; n < together * width; n++) EACH(p) dot[n].v[p] = dot[n].v[p] >> Q4_HIGH_SHIFT;
-        add_q4_half(lines, strip_bytes, num_lines, s, together, a, stride, rows, strips, 0, fetch, ahead, dot);
+        for (int n = 0; n < width; n++) EACH(p) dot[n].v[p] = (dot[n].v[p] >> Q4_HIGH_SHIFT) + low.v[p];
+        if (width > 1) add_q4_half(lines, strip_bytes, num_lines, s, a, stride, rows, strips, 0, fetch, ahead, dot);
 #pragma GCC unroll 16
-        for (int n = 0; n < together * width; n++)
-            isum[n % width] = add_scaled(isum[n % width], dot[n], subscales[n % width / rows][s + n / width]);
+        for (int n = 0; n < width; n++) isum[n] = add_scaled(isum[n], dot[n], subscales[n / rows][s]);
     }
 }
 

@@ -54,7 +54,7 @@ INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, __m512i s
         const __m512i pairs = _mm512_loadu_si512(lines + line * LINE_BYTES), nibble = _mm512_set1_epi8(15);
         Line low = _mm512_and_si512(pairs, nibble);
         Line high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
-        prefetch_ahead(lines + line * LINE_BYTES, FETCH_L1, 0);
+        prefetch_ahead(lines + line * LINE_BYTES, FETCH_L1, NEAR_BYTES);
         low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
         high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
         _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);

@@ -24,6 +24,15 @@ INLINE Line load_q4_low(const uint8_t *codes) {
     return _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8(15));
 }
 
+/* Both codes of a line, loaded once: the compiler takes a second load for cheaper than a register, unless it cannot know
+ * that it would load the same. */
+INLINE void load_q4(const uint8_t *codes, Line *high, Line *low) {
+    Line line = _mm512_loadu_si512(codes);
+    __asm__ volatile("" : "+v"(line));
+    *high = _mm512_and_si512(line, _mm512_set1_epi8((char)0xF0));
+    *low = _mm512_and_si512(line, _mm512_set1_epi8(15));
+}
+
 /* As int16 with 0 above, for vpdpwssd: a sum over 32 products of a code and an activation fits 16 bits too. vpermd looks
  * at the low four bits of a lane alone. */
 INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {

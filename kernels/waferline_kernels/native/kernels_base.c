@@ -50,6 +50,11 @@ INLINE Line load_q4_high(const uint8_t *codes) {
     return load_q4_half(codes, 4);
 }
 
+INLINE void load_q4(const uint8_t *codes, Line *high, Line *low) {
+    *high = load_q4_high(codes);
+    *low = load_q4_low(codes);
+}
+
 INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
     const IntV zero = {0};
     const ShortV even = (ShortV)(zero + (int32_t)((uint32_t)a[2] << 16 | (uint16_t)a[0]));
