@@ -80,80 +80,94 @@ INLINE int blocks_of(int tokens) {
 
 /* ---- products ---- */
 
-/* y[rows][16 * columns] += a[rows][i] * b[i][16 * columns], i = 0 .. count - 1 */
+/* How many columns of 16 are multiplied together: a single row leaves registers for more. */
+#define MOST_COLUMNS(rows) ((rows) == 1 ? 2 * ATTEND_COLUMNS : ATTEND_COLUMNS)
+
+/* a[rows][i] and b[columns][i][16], i = 0 .. count - 1 */
 typedef struct {
     const float *a;
-    const uint8_t *b[4]; /* each column's vector 0 */
-    float *y;
-    const uint8_t *ahead[2]; /* with bf16 each i asks L2 for line i of both */
-    int64_t a_stride, b_step, y_stride; /* floats, bytes from one vector, or of bfloat16 pair, to the next, floats */
+    const uint8_t *b[MOST_COLUMNS(1)]; /* each column's vector 0 */
+    const uint8_t *ahead[2];           /* with bf16 each i asks L2 for line i of both */
+    int64_t a_stride, b_step;          /* floats, bytes from a vector of float32 to the next */
     int32_t count;
 } Products;
 
-/* Vector i of f32 [n][16] or bf16 [n / 2][16][2], rows, or pairs of them, `step` bytes apart. */
-INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) {
-    if (format == KV_F32) return load16((const float *)(x + i * step));
-    Float16 y;
+/* Vectors i and i + 1 of f32 [n][16], `step` bytes apart, or, i being even, of bf16 [n / 2][16][2]. */
+INLINE void load_kv_pair(const int format, const uint8_t *x, int i, int64_t step, Float16 *even, Float16 *odd) {
+    if (format == KV_F32) {
+        *even = load16((const float *)(x + i * step));
+        *odd = load16((const float *)(x + (i + 1) * step)); /* there is room where there is no such vector */
+        return;
+    }
     EACH(p) {
         UintV pairs;
-        memcpy(&pairs, x + i / 2 * step + p * sizeof pairs, sizeof pairs);
-        y.v[p] = (FloatV)((i % 2 ? pairs : pairs << 16) & 0xFFFF0000u);
+        memcpy(&pairs, x + i / 2 * LINE_BYTES + p * sizeof pairs, sizeof pairs);
+        even->v[p] = (FloatV)(pairs << 16);
+        odd->v[p] = (FloatV)(pairs & 0xFFFF0000u);
     }
-    return y;
 }
 
-/* Each sum is `chains` chains that take turns: y with what i = 0, chains, 2 * chains ... give, and what the others give. All
- * but `t` are constants where this is inlined. */
-INLINE void add_products_tile(const Products *t, const int format, const int rows, const int columns, const int chains) {
-    Float16 sums[ATTEND_ROWS * ATTEND_COLUMNS * 4]; /* [rows][columns][chains] */
-#define ALL(r, c)                                          \
-    _Pragma("GCC unroll 4") for (int r = 0; r < rows; r++) \
-        _Pragma("GCC unroll 4") for (int c = 0; c < columns; c++)
-#define SUM_OF(r, c, chain) sums[((r) * columns + (c)) * chains + (chain)]
-    ALL(r, c) {
-        SUM_OF(r, c, 0) = load16(t->y + r * t->y_stride + 16 * c);
+INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) {
+    Float16 pair[2];
+    load_kv_pair(format, x, i / 2 * 2, step, &pair[0], &pair[1]);
+    return pair[i % 2];
+}
+
+/* sums[rows][columns][chains] += a * b: the chains take turns over i. All but `t` and `sums` are constants where this is
+ * inlined. */
+INLINE void add_products(const Products *t, const int format, const int rows, const int columns, const int chains,
+                         Float16 *sums) {
+    const int unroll = chains > 2 ? chains : 2;
+    for (int i = 0; i < t->count; i += unroll)
+#pragma GCC unroll 2
+        for (int n = 0; n < unroll; n += 2) {
+            if (n > 0 && i + n >= t->count) break;
+            Float16 b[2][MOST_COLUMNS(1)];
+#pragma GCC unroll 8
+            for (int c = 0; c < columns; c++) load_kv_pair(format, t->b[c], i + n, t->b_step, &b[0][c], &b[1][c]);
+#pragma GCC unroll 2
+            for (int k = 0; k < 2; k++) {
+                if (k > 0 && i + n + k == t->count) break;
+                for (int j = 0; j < 2 && format == KV_BF16; j++)
+                    __builtin_prefetch(t->ahead[j] + (i + n + k) * LINE_BYTES, 0, 2);
 #pragma GCC unroll 4
-        for (int chain = 1; chain < chains; chain++) SUM_OF(r, c, chain) = splat16(0.0f);
-    }
-    for (int i = 0; i < t->count; i += chains)
-#pragma GCC unroll 4
-        for (int chain = 0; chain < chains; chain++) {
-            if (chain > 0 && i + chain >= t->count) break;
-            for (int j = 0; j < 2 && format == KV_BF16; j++)
-                __builtin_prefetch(t->ahead[j] + (i + chain) * LINE_BYTES, 0, 2);
-            Float16 b[ATTEND_COLUMNS];
-#pragma GCC unroll 4
-            for (int c = 0; c < columns; c++) b[c] = load_kv(format, t->b[c], i + chain, t->b_step);
-            ALL(r, c) {
-                const FloatV a = splat(t->a[r * t->a_stride + i + chain]);
-                Float16 *sum = &SUM_OF(r, c, chain);
-                EACH(p) sum->v[p] = multiply_add(b[c].v[p], a, sum->v[p]);
+                for (int r = 0; r < rows; r++) {
+                    const FloatV a = splat(t->a[r * t->a_stride + i + n + k]);
+#pragma GCC unroll 8
+                    for (int c = 0; c < columns; c++) {
+                        Float16 *sum = &sums[(r * columns + c) * chains + (n + k) % chains];
+                        EACH(p) sum->v[p] = multiply_add(b[k][c].v[p], a, sum->v[p]);
+                    }
+                }
             }
         }
-    ALL(r, c) {
-#pragma GCC unroll 2
-        for (int width = 1; width < chains; width *= 2)
-#pragma GCC unroll 4
-            for (int chain = 0; chain < chains; chain += 2 * width)
-                EACH(p) SUM_OF(r, c, chain).v[p] = SUM_OF(r, c, chain).v[p] + SUM_OF(r, c, chain + width).v[p];
-        store16(t->y + r * t->y_stride + 16 * c, SUM_OF(r, c, 0));
+}
+
+/* `call` with constants R and C for `rows` and `columns`. */
+#define WITH_SHAPE(rows, columns, call)   \
+    switch ((rows) * 16 + (columns)) {    \
+        SHAPES_OF_ROW(1, call)            \
+        SHAPE(1, 5, call)                 \
+        SHAPE(1, 6, call)                 \
+        SHAPE(1, 7, call)                 \
+        SHAPE(1, 8, call)                 \
+        SHAPES_OF_ROW(2, call)            \
+        SHAPES_OF_ROW(3, call)            \
+        SHAPES_OF_ROW(4, call)            \
     }
-#undef SUM_OF
-#undef ALL
+#define SHAPES_OF_ROW(r, call) SHAPE(r, 1, call) SHAPE(r, 2, call) SHAPE(r, 3, call) SHAPE(r, 4, call)
+#define SHAPE(r, c, call)                                    \
+    case r * 16 + c: if (r <= ATTEND_ROWS && c <= MOST_COLUMNS(r)) { \
+            enum { R = r, C = c };                           \
+            call;                                            \
+        }                                                    \
+        break;
+
+/* Of `columns` columns how many to take together now, so that all that `rows` rows take differ by one at most. */
+INLINE int columns_together(int rows, int columns) {
+    const int most = MOST_COLUMNS(rows), times = (columns + most - 1) / most;
+    return (columns + times - 1) / times;
 }
-
-#define TILE(r, c) \
-    case r * 8 + c: if (r <= ATTEND_ROWS && c <= ATTEND_COLUMNS) add_products_tile(t, format, r, c, 1); break;
-#define TILES(r) TILE(r, 1) TILE(r, 2) TILE(r, 3) TILE(r, 4)
-
-INLINE void add_products(const Products *t, const int format, int rows, int columns) {
-    switch (rows * 8 + columns) { TILES(1) TILES(2) TILES(3) TILES(4) }
-}
-
-static void NAMED(add_products_f32)(const Products *t, int rows, int columns) { add_products(t, KV_F32, rows, columns); }
-static void NAMED(add_products_bf16)(const Products *t, int rows, int columns) { add_products(t, KV_BF16, rows, columns); }
-
-typedef void (*AddProducts)(const Products *, int rows, int columns);
 
 /* ---- the tiles of a chunk, and of the next ---- */
 
@@ -186,24 +200,41 @@ INLINE void ask_for_next(NextTiles *next, Products *products) {
 
 /* ---- the steps of a chunk ---- */
 
+/* y[rows][16 * columns] = sums of products; rows CHUNK_TOKENS floats apart. */
+INLINE void score_tile(const Products *t, const int format, const int rows, const int columns, float *y) {
+    Float16 sums[ATTEND_ROWS * MOST_COLUMNS(1)]; /* [rows][columns] */
+#pragma GCC unroll 16
+    for (int n = 0; n < rows * columns; n++) sums[n] = splat16(0.0f);
+    add_products(t, format, rows, columns, 1, sums);
+#pragma GCC unroll 16
+    for (int n = 0; n < rows * columns; n++) store16(y + n / columns * CHUNK_TOKENS + n % columns * 16, sums[n]);
+}
+
+typedef void (*ScoreTile)(const Products *, int rows, int columns, float *y);
+
+static void NAMED(score_tile_f32)(const Products *t, int rows, int columns, float *y) {
+    WITH_SHAPE(rows, columns, score_tile(t, KV_F32, R, C, y))
+}
+
+static void NAMED(score_tile_bf16)(const Products *t, int rows, int columns, float *y) {
+    WITH_SHAPE(rows, columns, score_tile(t, KV_BF16, R, C, y))
+}
+
 /* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys */
-static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) {
-    memset(s->weights + s->first * CHUNK_TOKENS, 0, (s->vectors - s->first) * CHUNK_TOKENS * sizeof *s->weights);
+static void NAMED(score)(const Attention *t, const Scratch *s, ScoreTile score_tile) {
     for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
         const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
-        for (int b = 0; b < blocks; b += ATTEND_COLUMNS) {
-            const int columns = smaller_of(ATTEND_COLUMNS, blocks - b);
+        for (int b = 0, columns; b < blocks; b += columns) {
             Products products = {
                 .a = s->queries + v * s->stride,
-                .y = s->weights + v * CHUNK_TOKENS + b * KV_BLOCK_SIZE,
                 .a_stride = s->stride,
                 .b_step = LINE_BYTES,
-                .y_stride = CHUNK_TOKENS,
                 .count = t->head_dim,
             };
+            columns = columns_together(rows, blocks - b);
             for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
             ask_for_next(s->next, &products);
-            add(&products, rows, columns);
+            score_tile(&products, rows, columns, s->weights + v * CHUNK_TOKENS + b * KV_BLOCK_SIZE);
         }
     }
 }
@@ -211,57 +242,58 @@ static void NAMED(score)(const Attention *t, const Scratch *s, AddProducts add) 
 /* context[v .. v + rows - 1] += weights . values, over tokens begin .. end - 1 of the chunk, begin being a block's */
 typedef void (*AddValues)(const Scratch *s, int v, int rows, int begin, int end);
 
-/* Of the `columns` vectors of the head from element d on; the tokens of begin's block. */
-INLINE Products block_of_values(const Scratch *s, const int format, const int columns, int v, int d, int begin, int end) {
+/* Of the `columns` vectors of the head from element d on. Of `chains` the others are added to the first, pair by pair, at
+ * the end of every block. */
+INLINE void add_values_tile(const Scratch *s, const int format, const int rows, const int columns, const int chains, int v,
+                            int d, int begin, int end) {
     const int64_t column_bytes = format == KV_F32 ? 16 * sizeof(float) : KV_COLUMN_BYTES;
+    float *context = s->context + v * s->stride + d;
     Products products = {
-        .a = s->weights + v * CHUNK_TOKENS + begin,
-        .y = s->context + v * s->stride + d,
         .a_stride = CHUNK_TOKENS,
-        .b_step = format == KV_F32 ? s->stride * (int64_t)sizeof(float) : LINE_BYTES,
-        .y_stride = s->stride,
-        .count = smaller_of(KV_BLOCK_SIZE, end - begin),
+        .b_step = s->stride * (int64_t)sizeof(float),
     };
-    for (int c = 0; c < columns; c++) products.b[c] = s->values[begin / KV_BLOCK_SIZE] + (d / 16 + c) * column_bytes;
-    ask_for_next(s->next, &products);
-    return products;
+    Float16 sums[4 * ATTEND_ROWS * MOST_COLUMNS(1)]; /* [rows][columns][chains] */
+#pragma GCC unroll 16
+    for (int n = 0; n < rows * columns * chains; n++) {
+        const int row = n / chains / columns, column = n / chains % columns;
+        sums[n] = n % chains == 0 ? load16(context + row * s->stride + column * 16) : splat16(0.0f);
+    }
+    for (int token = begin; token < end; token += KV_BLOCK_SIZE) {
+        products.a = s->weights + v * CHUNK_TOKENS + token;
+        products.count = smaller_of(KV_BLOCK_SIZE, end - token);
+#pragma GCC unroll 8
+        for (int c = 0; c < columns; c++) products.b[c] = s->values[token / KV_BLOCK_SIZE] + (d / 16 + c) * column_bytes;
+        ask_for_next(s->next, &products);
+        add_products(&products, format, rows, columns, chains, sums);
+#pragma GCC unroll 4
+        for (int width = 1; width < chains; width *= 2)
+#pragma GCC unroll 16
+            for (int n = 0; n < rows * columns * chains; n += 2 * width) {
+                EACH(p) sums[n].v[p] = sums[n].v[p] + sums[n + width].v[p];
+                sums[n + width] = splat16(0.0f);
+            }
+    }
+#pragma GCC unroll 16
+    for (int n = 0; n < rows * columns; n++) store16(context + n / columns * s->stride + n % columns * 16, sums[n * chains]);
 }
 
 INLINE void add_values(const Scratch *s, const int format, int v, int rows, int begin, int end) {
-    for (int token = begin; token < end; token += KV_BLOCK_SIZE)
-        for (int d = 0; d < s->stride; d += 16 * ATTEND_COLUMNS) {
-            const int columns = smaller_of(ATTEND_COLUMNS, (s->stride - d) / 16);
-            const Products products = block_of_values(s, format, columns, v, d, token, end);
-            add_products(&products, format, rows, columns);
-        }
-}
-
-/* Where all values of a token are one vector there are too few sums to hide that each waits four cycles for itself. */
-INLINE void add_narrow_values(const Scratch *s, const int format, const int rows, int v, int begin, int end) {
-    for (int token = begin; token < end; token += KV_BLOCK_SIZE) {
-        const Products products = block_of_values(s, format, 1, v, 0, token, end);
-        add_products_tile(&products, format, rows, 1, 4);
+    if (s->stride == 16) { /* too few sums to hide that each waits four cycles for itself */
+        WITH_SHAPE(rows, 1, if (C == 1) add_values_tile(s, format, R, 1, 4, v, 0, begin, end))
+        return;
     }
-}
-
-INLINE void add_any_values(const Scratch *s, const int format, int v, int rows, int begin, int end) {
-    switch (s->stride == 16 ? rows : 0) {
-        case 1: add_narrow_values(s, format, 1, v, begin, end); break;
-        case 2: add_narrow_values(s, format, 2, v, begin, end); break;
-#if ATTEND_ROWS == 4
-        case 3: add_narrow_values(s, format, 3, v, begin, end); break;
-        case 4: add_narrow_values(s, format, 4, v, begin, end); break;
-#endif
-        default: add_values(s, format, v, rows, begin, end);
+    for (int d = 0, columns; d < s->stride; d += 16 * columns) {
+        columns = columns_together(rows, (s->stride - d) / 16);
+        WITH_SHAPE(rows, columns, add_values_tile(s, format, R, C, 1, v, d, begin, end))
     }
 }
 
 static void NAMED(add_values_f32)(const Scratch *s, int v, int rows, int begin, int end) {
-    add_any_values(s, KV_F32, v, rows, begin, end);
+    add_values(s, KV_F32, v, rows, begin, end);
 }
 
 static void NAMED(add_values_bf16)(const Scratch *s, int v, int rows, int begin, int end) {
-    add_any_values(s, KV_BF16, v, rows, begin, end);
+    add_values(s, KV_BF16, v, rows, begin, end);
 }
 
 /* context *= decay, which is 1 where the chunk has no larger score. */
@@ -415,7 +447,7 @@ static void NAMED(attend_floats)(const Attention *t, const Attention *next, cons
         NextTiles next_tiles = {0};
         if (is_bf16) next_tiles = find_next_tiles(t, next, &s, ATTEND_ROWS, tile_bytes);
         s.next = &next_tiles;
-        NAMED(score)(t, &s, is_bf16 ? NAMED(add_products_bf16) : NAMED(add_products_f32));
+        NAMED(score)(t, &s, is_bf16 ? NAMED(score_tile_bf16) : NAMED(score_tile_f32));
         find_largest(&s);
         NAMED(soften_all)(&s);
         NAMED(weigh)(&s, is_bf16 ? NAMED(add_values_bf16) : NAMED(add_values_f32));

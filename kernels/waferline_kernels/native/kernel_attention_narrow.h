@@ -56,7 +56,7 @@ INLINE void soften_narrow(NarrowChunk *c, const int heads, const Float16 *most, 
         }
 }
 
-/* context += weights . values of block b, `count` tokens of it, in add_products_tile's four chains. */
+/* context += weights . values of block b, `count` tokens of it, in add_values_tile's four chains. */
 INLINE void add_narrow_block(NarrowChunk *c, const int format, const int heads, const uint8_t *values, int b, const int count) {
     enum { CHAINS = 4 };
     Float16 sums[CHAINS][ATTEND_ROWS]; /* [chains][heads] */

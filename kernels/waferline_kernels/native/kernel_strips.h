@@ -65,9 +65,11 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
                         int64_t stride, const int rows, const int strips, const int is_high, const int fetch, int64_t ahead,
                         Int16 *dot) {
 #pragma GCC unroll 4
-    for (int at = subgroup * Q4_SUBGROUP_LINES; at < (subgroup + 1) * Q4_SUBGROUP_LINES && at < num_lines; at++)
+    for (int line = 0; line < Q4_SUBGROUP_LINES; line++)
 #pragma GCC unroll 2
         for (int j = 0; j < strips; j++) {
+            const int at = subgroup * Q4_SUBGROUP_LINES + line;
+            if (at >= num_lines) break;
             const uint8_t *codes = lines + j * strip_bytes + at * LINE_BYTES;
             const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
             if (is_high && j == 0) prefetch_ahead(codes, fetch, ahead);
@@ -81,7 +83,9 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
 INLINE void add_q4_lines(const uint8_t *lines, const int num_lines, const int subgroup, const int8_t *a, const int fetch,
                          int64_t ahead, Int16 *high, Int16 *low) {
 #pragma GCC unroll 4
-    for (int at = subgroup * Q4_SUBGROUP_LINES; at < (subgroup + 1) * Q4_SUBGROUP_LINES && at < num_lines; at++) {
+    for (int line = 0; line < Q4_SUBGROUP_LINES; line++) {
+        const int at = subgroup * Q4_SUBGROUP_LINES + line;
+        if (at >= num_lines) break;
         Line high_codes, low_codes;
         prefetch_ahead(lines + at * LINE_BYTES, fetch, ahead);
         load_q4(lines + at * LINE_BYTES, &high_codes, &low_codes);
