@@ -56,5 +56,5 @@ def test_footprints_lie_between_the_caches() -> None:
         CacheLevel("L3", 16 << 20, 32 << 20),
     )
     found = {footprint.level: footprint.bytes for footprint in footprints_of(Host((0, 1), caches))}
-    assert found == {"L2": 1 << 20, "L3": 8 << 20, "DRAM": 64 << 20}
+    assert found == {"L2": 1 << 20, "L3": 8 << 20, "DRAM": 256 << 20}
     assert [footprint.level for footprint in footprints_of(Host((0,), ()))] == ["DRAM"]

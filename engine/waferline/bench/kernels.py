@@ -29,7 +29,7 @@ from .output import machine, print_json, print_table, share
 from .probes import SAMPLING, TimedProbe, kernel_error, timed_attention, timed_matmul, timed_rows
 
 BYTES_PER_READ = 100e6
-MOST_DRAM_BYTES = 1 << 30
+LEAST_DRAM_BYTES, MOST_DRAM_BYTES = 256 << 20, 1 << 30  # of twice its size a cache of 32 MB still serves half
 MANY_ROWS = 32  # beyond, where the weights lie no longer shows: they are left in one place
 ROW_SWEEPS = 32  # of an operation without weights
 CONTEXT, CONTEXT_SWEEPS = 8192, 4  # tokens that the last row attends to, and how often
@@ -139,7 +139,7 @@ def footprints_of(host: Host) -> tuple[Footprint, ...]:
     if "L3" in caches:
         found.append(Footprint("L3", min(4 * caches.get("L2", caches["L3"]), caches["L3"] // 2)))
     largest = max(caches.values(), default=MOST_DRAM_BYTES)
-    return (*found, Footprint(DRAM, min(2 * largest, MOST_DRAM_BYTES)))
+    return (*found, Footprint(DRAM, min(max(2 * largest, LEAST_DRAM_BYTES), MOST_DRAM_BYTES)))
 
 
 def _timings(

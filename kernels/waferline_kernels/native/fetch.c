@@ -24,29 +24,30 @@ static int amd_family(void) {
 /* What was measured, where, is in docs/architecture.md ("How kernels fetch ahead"). */
 Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
     const int family = amd_family(), is_zen_5 = family >= ZEN_5_FAMILY;
-    Fetch fetch = {FETCH_L1, FETCH_L1, FETCH_L1, .one_ahead = NEAR_BYTES, .rows_ahead = NEAR_BYTES, .long_strip = INT32_MAX};
-    fetch.in_pairs = bytes <= (family ? MOST_IN_AMD_L2 : MOST_IN_L2);
-    if (!family) {
-        if (!fetch.in_pairs) fetch.one_row = fetch.read = FETCH_L1_L2;
-        return fetch;
-    }
+    Fetch fetch = {
+        .one_row = FETCH_L1, .rows = FETCH_L1, .read = FETCH_L1,
+        .one_ahead = NEAR_BYTES, .rows_ahead = NEAR_BYTES, .read_ahead = NEAR_BYTES,
+        .long_strip = INT32_MAX,
+        .in_pairs = bytes <= (family ? MOST_IN_AMD_L2 : MOST_IN_L2),
+    };
     if (fetch.in_pairs) {
         if (is_zen_5) fetch.rows = FETCH_NONE;
         return fetch;
     }
+    if (!family) {
+        fetch.one_row = fetch.read = FETCH_L1_L2;
+        return fetch;
+    }
+    const int is_in_l3 = total_bytes <= MOST_IN_AMD_L3;
     fetch.rows = FETCH_L2;
     fetch.rows_ahead = 8 << 10;
-    if (total_bytes <= MOST_IN_AMD_L3) {
-        fetch.read = FETCH_NONE;
-        fetch.one_row = is_zen_5 ? FETCH_L1 : FETCH_NONE;
-        fetch.one_ahead = 2 << 10;
-        fetch.long_strip = 0;
-    } else if (is_zen_5) {
-        fetch.one_ahead = 6 << 10;
-        fetch.long_strip = 16 << 10;
+    if (is_zen_5) {
+        fetch.one_ahead = is_in_l3 ? 2 << 10 : 6 << 10;
+        fetch.read_ahead = is_in_l3 ? 4 << 10 : 6 << 10;
+        if (!is_in_l3) fetch.long_strip = 16 << 10;
     } else {
-        fetch.one_row = FETCH_L2;
-        fetch.read = FETCH_L1_L2;
+        fetch.one_row = is_in_l3 ? FETCH_NONE : FETCH_L2;
+        fetch.read = is_in_l3 ? FETCH_NONE : FETCH_L1_L2;
     }
     return fetch;
 }

@@ -186,8 +186,8 @@ INLINE uint64_t read_lines(const uint8_t *x, int64_t bytes, const int fetch, int
 static uint64_t NAMED(read)(const uint8_t *x, int64_t bytes, const Fetch *fetch) {
     switch (fetch->read) {
     case FETCH_NONE: return read_lines(x, bytes, FETCH_NONE, 0);
-    case FETCH_L1: return read_lines(x, bytes, FETCH_L1, fetch->one_ahead);
-    default: return read_lines(x, bytes, FETCH_L1_L2, fetch->one_ahead);
+    case FETCH_L1: return read_lines(x, bytes, FETCH_L1, fetch->read_ahead);
+    default: return read_lines(x, bytes, FETCH_L1_L2, fetch->read_ahead);
     }
 }
 
