@@ -92,25 +92,16 @@ typedef struct {
     int32_t count;
 } Products;
 
-/* Vectors i and i + 1 of f32 [n][16], `step` bytes apart, or, i being even, of bf16 [n / 2][16][2]. */
-INLINE void load_kv_pair(const int format, const uint8_t *x, int i, int64_t step, Float16 *even, Float16 *odd) {
-    if (format == KV_F32) {
-        *even = load16((const float *)(x + i * step));
-        *odd = load16((const float *)(x + (i + 1) * step)); /* there is room where there is no such vector */
-        return;
-    }
+/* Vector i of f32 [n][16], `step` bytes apart, or of bf16 [n / 2][16][2]. */
+INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) {
+    if (format == KV_F32) return load16((const float *)(x + i * step));
+    Float16 y;
     EACH(p) {
         UintV pairs;
         memcpy(&pairs, x + i / 2 * LINE_BYTES + p * sizeof pairs, sizeof pairs);
-        even->v[p] = (FloatV)(pairs << 16);
-        odd->v[p] = (FloatV)(pairs & 0xFFFF0000u);
+        y.v[p] = (FloatV)((i % 2 ? pairs : pairs << 16) & 0xFFFF0000u);
     }
-}
-
-INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) {
-    Float16 pair[2];
-    load_kv_pair(format, x, i / 2 * 2, step, &pair[0], &pair[1]);
-    return pair[i % 2];
+    return y;
 }
 
 /* sums[rows][columns][chains] += a * b: the chains take turns over i. All but `t` and `sums` are constants where this is
@@ -122,9 +113,9 @@ INLINE void add_products(const Products *t, const int format, const int rows, co
 #pragma GCC unroll 2
         for (int n = 0; n < unroll; n += 2) {
             if (n > 0 && i + n >= t->count) break;
-            Float16 b[2][MOST_COLUMNS(1)];
-#pragma GCC unroll 8
-            for (int c = 0; c < columns; c++) load_kv_pair(format, t->b[c], i + n, t->b_step, &b[0][c], &b[1][c]);
+            Float16 b[2][MOST_COLUMNS(1)]; /* both of a pair, that bf16 is loaded once; where there is no second there is room */
+#pragma GCC unroll 16
+            for (int m = 0; m < 2 * columns; m++) b[m % 2][m / 2] = load_kv(format, t->b[m / 2], i + n + m % 2, t->b_step);
 #pragma GCC unroll 2
             for (int k = 0; k < 2; k++) {
                 if (k > 0 && i + n + k == t->count) break;
