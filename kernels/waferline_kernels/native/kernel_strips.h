@@ -21,8 +21,35 @@ INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t ahead) 
     if (fetch == FETCH_L2) __builtin_prefetch(line + ahead, 0, 2);
 }
 
-/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
- * product's latency does not bound it. */
+/* Whether the offsets that sums begin with, which take the zero point of weights off, are made before a matmul and not in
+ * passing: for several rows, each of which would make them anew with every strip. */
+INLINE int has_offsets(const int format, int rows) {
+    return rows > 1 && ((format == FORMAT_Q8 && Q8_OFFSET != 0) || (format == FORMAT_Q4 && Q4_OFFSET != 0));
+}
+
+INLINE int32_t q8_offset(const int32_t *sums) {
+    return -Q8_OFFSET * (sums[0] + sums[1] + sums[2] + sums[3]);
+}
+
+INLINE int32_t q4_offset(int32_t sum) {
+    return -Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sum;
+}
+
+/* m's scratch: int32 [rows][groups], of q4 [rows][groups][SUBGROUPS]. */
+INLINE void make_offsets(const Matmul *m, const int format) {
+    const int groups = (m->k + GROUP - 1) / GROUP;
+    int32_t *offset = (int32_t *)m->scratch;
+    for (int r = 0; r < m->rows; r++) {
+        const int32_t *sums = m->act.sums + r * m->act.groups_stride * SUBGROUPS; /* [groups][SUBGROUPS] */
+        if (format == FORMAT_Q8)
+            for (int g = 0; g < groups; g++) *offset++ = q8_offset(sums + g * SUBGROUPS);
+        else
+            for (int n = 0; n < groups * SUBGROUPS; n++) *offset++ = q4_offset(sums[n]);
+    }
+}
+
+/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines; `sums` are offsets where there are. Four
+ * chains at least, so that the dot product's latency does not bound it. */
 INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const int8_t *a, int64_t stride,
                     const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
                     int64_t ahead, Int16 *isum) {
@@ -30,8 +57,8 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
     Int16 dot[MOST_SUMS + 4]; /* [chains][strips][rows] */
 #pragma GCC unroll 16
     for (int n = 0; n < chains * width; n++) {
-        const int32_t *of_row = sums + n % rows * sums_stride; /* [SUBGROUPS] */
-        dot[n] = splat16_int(n < width ? -Q8_OFFSET * (of_row[0] + of_row[1] + of_row[2] + of_row[3]) : 0);
+        const int32_t *of_row = sums + n % rows * sums_stride;
+        dot[n] = splat16_int(n >= width ? 0 : has_offsets(FORMAT_Q8, rows) ? of_row[0] : q8_offset(of_row));
     }
     int line = 0;
 #pragma GCC unroll 4
@@ -111,8 +138,10 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
     for (int s = 0; s < SUBGROUPS; s++) {
         Int16 low = splat16_int(0);
 #pragma GCC unroll 16
-        for (int n = 0; n < width; n++)
-            dot[n] = splat16_int(-Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n % rows * sums_stride + s]);
+        for (int n = 0; n < width; n++) {
+            const int32_t sum = sums[n % rows * sums_stride + s];
+            dot[n] = splat16_int(has_offsets(FORMAT_Q4, rows) ? sum : q4_offset(sum));
+        }
         if (width == 1)
             add_q4_lines(lines, num_lines, s, a, fetch, ahead, dot, &low);
         else
@@ -127,9 +156,9 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
 
 /* Of either format. */
 INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
-                       const int8_t *a, const int32_t *sums, const int rows, const int strips, const int format,
-                       const int fetch, int64_t ahead, Int16 *isum) {
-    const int64_t stride = m->act.codes_stride, sums_stride = m->act.groups_stride * SUBGROUPS;
+                       const int8_t *a, const int32_t *sums, int64_t sums_stride, const int rows, const int strips,
+                       const int format, const int fetch, int64_t ahead, Int16 *isum) {
+    const int64_t stride = m->act.codes_stride;
     if (format == FORMAT_Q8)
         q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, ahead, isum);
     else
@@ -142,11 +171,13 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
                              const int format, const int fetch, int64_t ahead, Float16 *y) {
     const QuantizedRows *act = &m->act;
     const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
-    const int64_t stride = act->codes_stride, sums_stride = act->groups_stride * SUBGROUPS;
+    const int made = has_offsets(format, rows), sums_step = made && format == FORMAT_Q8 ? 1 : SUBGROUPS;
+    const int64_t stride = act->codes_stride, groups = made ? (m->k + GROUP - 1) / GROUP : act->groups_stride;
+    const int64_t sums_stride = groups * sums_step;
     const uint8_t *lines = strip, *scale_line = strip;
     const int8_t *a = act->codes + row * stride;                     /* [rows][stride] */
     const float *a_scales = act->scales + row * act->groups_stride;  /* [rows][groups_stride] */
-    const int32_t *sums = act->sums + row * sums_stride;             /* [rows][sums_stride] */
+    const int32_t *sums = (made ? (const int32_t *)m->scratch : act->sums) + row * sums_stride; /* [rows][sums_stride] */
 #pragma GCC unroll 16
     for (int n = 0; n < strips * rows; n++) y[n] = splat16(0.0f);
     for (int left = m->k, g = 0; left > 0; left -= GROUP, g++) {
@@ -158,9 +189,9 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         }
         Int16 isum[MOST_SUMS]; /* [strips][rows] */
         if (num_lines == full)
-            group_sums(m, lines, scale_line, full, a, sums, rows, strips, format, fetch, ahead, isum);
+            group_sums(m, lines, scale_line, full, a, sums, sums_stride, rows, strips, format, fetch, ahead, isum);
         else
-            group_sums(m, lines, scale_line, num_lines, a, sums, rows, strips, format, fetch, ahead, isum);
+            group_sums(m, lines, scale_line, num_lines, a, sums, sums_stride, rows, strips, format, fetch, ahead, isum);
 #pragma GCC unroll 2
         for (int j = 0; j < strips; j++) {
             const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
@@ -174,7 +205,7 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         }
         lines += num_lines * LINE_BYTES;
         a += GROUP;
-        sums += SUBGROUPS;
+        sums += sums_step;
     }
 }
 

@@ -25,7 +25,7 @@ INLINE Line load_q4_low(const uint8_t *codes) {
 }
 
 /* Both codes of a line, loaded once: the compiler takes a second load for cheaper than a register, unless it cannot know
- * that it would load the same. */
+ * that it would load the same. Volatile, it keeps requests for lines apart, too, which the compiler else gathers. */
 INLINE void load_q4(const uint8_t *codes, Line *high, Line *low) {
     Line line = _mm512_loadu_si512(codes);
     __asm__ volatile("" : "+v"(line));

@@ -37,11 +37,16 @@ typedef struct {
 /* Tiles of 16 rows and strips whose sums a matmul of bf16 through tile registers keeps while it goes along K. */
 enum { BF16_ROW_TILES = 16, BF16_STRIPS = 32, BF16_SUMS_BYTES = BF16_ROW_TILES * BF16_STRIPS * 16 * TILE_N * 4 };
 
-/* Room for those, or for two strips unpacked to int8 [group][128 / 4][16][4] and the activations' scales by groups. */
+static inline int64_t larger_of(int64_t a, int64_t b) {
+    return a > b ? a : b;
+}
+
+/* Room for those; or for two strips unpacked to int8 [group][128 / 4][16][4] and the activations' scales by groups; or for
+ * offsets, int32 [rows][groups][SUBGROUPS]. */
 static inline int64_t scratch_bytes(int64_t rows, int64_t k) {
     const int64_t groups = round_up(k, GROUP) / GROUP, tile_rows = round_up(rows, 2 * 16) * sizeof(float);
-    const int64_t unpacked = groups * (2 * GROUP * TILE_N + tile_rows);
-    return unpacked > BF16_SUMS_BYTES ? unpacked : BF16_SUMS_BYTES;
+    const int64_t unpacked = groups * (2 * GROUP * TILE_N + tile_rows), offsets = rows * groups * SUBGROUPS * sizeof(int32_t);
+    return larger_of(BF16_SUMS_BYTES, larger_of(unpacked, offsets));
 }
 
 /* Rows of `split`: two halves of two bytes each. */
