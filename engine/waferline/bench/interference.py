@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     results = [measure(model, args, None)]
     for wanted in args.itl_target_ms:
         target = AUTO_TARGET * undisturbed_p99(model, args) if wanted == "auto" else float(wanted)
-        results.append(measure(model, args, round(target, 2)))
+        results.append(measure(model, args, float(f"{target:.3g}")))
     if args.json:
         print_json({"bench": "interference", **machine(), "results": results})
         return

@@ -114,7 +114,7 @@ INLINE void several_rows(const Matmul *m, int s, const int format) {
     }                                                                                                                       \
     static void NAMED(matmul_##name##_64x16)(const Matmul *m) {                                                             \
         if (through_tiles(m, format)) return;                                                                               \
-        if (has_offsets(format, m->rows)) make_offsets(m, format);                                                          \
+        if (has_offsets(format)) make_offsets(m, format);                                                                   \
         if (m->rows == 1)                                                                                                   \
             one_row_##name(m);                                                                                              \
         else                                                                                                                \

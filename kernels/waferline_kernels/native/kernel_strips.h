@@ -21,45 +21,39 @@ INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t ahead) 
     if (fetch == FETCH_L2) __builtin_prefetch(line + ahead, 0, 2);
 }
 
-/* Whether the offsets that sums begin with, which take the zero point of weights off, are made before a matmul and not in
- * passing: for several rows, each of which would make them anew with every strip. */
-INLINE int has_offsets(const int format, int rows) {
-    return rows > 1 && ((format == FORMAT_Q8 && Q8_OFFSET != 0) || (format == FORMAT_Q4 && Q4_OFFSET != 0));
+/* Whether sums begin with offsets, which take the zero point of weights off. */
+INLINE int has_offsets(const int format) {
+    return (format == FORMAT_Q8 && Q8_OFFSET != 0) || (format == FORMAT_Q4 && Q4_OFFSET != 0);
 }
 
-INLINE int32_t q8_offset(const int32_t *sums) {
-    return -Q8_OFFSET * (sums[0] + sums[1] + sums[2] + sums[3]);
+/* Of the sums over a group or, of q4, a subgroup. */
+INLINE int offsets_per_group(const int format) {
+    return format == FORMAT_Q4 ? SUBGROUPS : 1;
 }
 
-INLINE int32_t q4_offset(int32_t sum) {
-    return -Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sum;
-}
-
-/* m's scratch: int32 [rows][groups], of q4 [rows][groups][SUBGROUPS]. */
+/* m's scratch = int32 [rows][groups][offsets_per_group]: once for all strips, each of which would make them anew. */
 INLINE void make_offsets(const Matmul *m, const int format) {
     const int groups = (m->k + GROUP - 1) / GROUP;
     int32_t *offset = (int32_t *)m->scratch;
     for (int r = 0; r < m->rows; r++) {
         const int32_t *sums = m->act.sums + r * m->act.groups_stride * SUBGROUPS; /* [groups][SUBGROUPS] */
-        if (format == FORMAT_Q8)
-            for (int g = 0; g < groups; g++) *offset++ = q8_offset(sums + g * SUBGROUPS);
-        else
-            for (int n = 0; n < groups * SUBGROUPS; n++) *offset++ = q4_offset(sums[n]);
+        for (int n = 0; n < groups * SUBGROUPS && format == FORMAT_Q4; n++)
+            *offset++ = -Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n];
+        for (int n = 0; n < groups * SUBGROUPS && format == FORMAT_Q8; n += SUBGROUPS)
+            *offset++ = -Q8_OFFSET * (sums[n] + sums[n + 1] + sums[n + 2] + sums[n + 3]);
     }
 }
 
-/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines; `sums` are offsets where there are. Four
- * chains at least, so that the dot product's latency does not bound it. */
+/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
+ * product's latency does not bound it. */
 INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
+                    const int32_t *offsets, int64_t offsets_stride, const int rows, const int strips, const int fetch,
                     int64_t ahead, Int16 *isum) {
     const int width = strips * rows, chains = width < 4 ? 4 / width : 1;
     Int16 dot[MOST_SUMS + 4]; /* [chains][strips][rows] */
 #pragma GCC unroll 16
-    for (int n = 0; n < chains * width; n++) {
-        const int32_t *of_row = sums + n % rows * sums_stride;
-        dot[n] = splat16_int(n >= width ? 0 : has_offsets(FORMAT_Q8, rows) ? of_row[0] : q8_offset(of_row));
-    }
+    for (int n = 0; n < chains * width; n++)
+        dot[n] = splat16_int(n < width && has_offsets(FORMAT_Q8) ? offsets[n % rows * offsets_stride] : 0);
     int line = 0;
 #pragma GCC unroll 4
     for (; line + chains <= num_lines; line += chains)
@@ -125,7 +119,7 @@ INLINE void add_q4_lines(const uint8_t *lines, const int num_lines, const int su
  * as they lie in their bytes: shifting their sum once costs less than shifting every line. Many sums leave no registers for
  * lines, which are loaded again for their low codes; a single row would be bound by those loads. */
 INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *sums, int64_t sums_stride, const int rows, const int strips, const int fetch,
+                    const int32_t *offsets, int64_t offsets_stride, const int rows, const int strips, const int fetch,
                     int64_t ahead, Int16 *isum) {
     const int width = strips * rows;
     const uint8_t *lines = scale_line + LINE_BYTES;
@@ -138,10 +132,8 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
     for (int s = 0; s < SUBGROUPS; s++) {
         Int16 low = splat16_int(0);
 #pragma GCC unroll 16
-        for (int n = 0; n < width; n++) {
-            const int32_t sum = sums[n % rows * sums_stride + s];
-            dot[n] = splat16_int(has_offsets(FORMAT_Q4, rows) ? sum : q4_offset(sum));
-        }
+        for (int n = 0; n < width; n++)
+            dot[n] = splat16_int(has_offsets(FORMAT_Q4) ? offsets[n % rows * offsets_stride + s] : 0);
         if (width == 1)
             add_q4_lines(lines, num_lines, s, a, fetch, ahead, dot, &low);
         else
@@ -156,13 +148,13 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
 
 /* Of either format. */
 INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
-                       const int8_t *a, const int32_t *sums, int64_t sums_stride, const int rows, const int strips,
+                       const int8_t *a, const int32_t *offsets, int64_t offsets_stride, const int rows, const int strips,
                        const int format, const int fetch, int64_t ahead, Int16 *isum) {
     const int64_t stride = m->act.codes_stride;
     if (format == FORMAT_Q8)
-        q8_sums(lines, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, ahead, isum);
+        q8_sums(lines, m->strip_bytes, num_lines, a, stride, offsets, offsets_stride, rows, strips, fetch, ahead, isum);
     else
-        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, sums, sums_stride, rows, strips, fetch, ahead, isum);
+        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, offsets, offsets_stride, rows, strips, fetch, ahead, isum);
 }
 
 /* `strips` strips from `strip`, `rows` rows from `row`: y[strips][rows] = act . weights. What is const is constant where
@@ -171,13 +163,11 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
                              const int format, const int fetch, int64_t ahead, Float16 *y) {
     const QuantizedRows *act = &m->act;
     const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
-    const int made = has_offsets(format, rows), sums_step = made && format == FORMAT_Q8 ? 1 : SUBGROUPS;
-    const int64_t stride = act->codes_stride, groups = made ? (m->k + GROUP - 1) / GROUP : act->groups_stride;
-    const int64_t sums_stride = groups * sums_step;
+    const int64_t stride = act->codes_stride, offsets_stride = (m->k + GROUP - 1) / GROUP * offsets_per_group(format);
     const uint8_t *lines = strip, *scale_line = strip;
     const int8_t *a = act->codes + row * stride;                     /* [rows][stride] */
     const float *a_scales = act->scales + row * act->groups_stride;  /* [rows][groups_stride] */
-    const int32_t *sums = (made ? (const int32_t *)m->scratch : act->sums) + row * sums_stride; /* [rows][sums_stride] */
+    const int32_t *offsets = (const int32_t *)m->scratch + row * offsets_stride; /* [rows][offsets_stride] */
 #pragma GCC unroll 16
     for (int n = 0; n < strips * rows; n++) y[n] = splat16(0.0f);
     for (int left = m->k, g = 0; left > 0; left -= GROUP, g++) {
@@ -189,9 +179,9 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         }
         Int16 isum[MOST_SUMS]; /* [strips][rows] */
         if (num_lines == full)
-            group_sums(m, lines, scale_line, full, a, sums, sums_stride, rows, strips, format, fetch, ahead, isum);
+            group_sums(m, lines, scale_line, full, a, offsets, offsets_stride, rows, strips, format, fetch, ahead, isum);
         else
-            group_sums(m, lines, scale_line, num_lines, a, sums, sums_stride, rows, strips, format, fetch, ahead, isum);
+            group_sums(m, lines, scale_line, num_lines, a, offsets, offsets_stride, rows, strips, format, fetch, ahead, isum);
 #pragma GCC unroll 2
         for (int j = 0; j < strips; j++) {
             const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
@@ -205,7 +195,7 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         }
         lines += num_lines * LINE_BYTES;
         a += GROUP;
-        sums += sums_step;
+        offsets += offsets_per_group(format);
     }
 }
 
