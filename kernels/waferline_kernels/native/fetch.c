@@ -24,13 +24,14 @@ static int amd_family(void) {
 /* What was measured, where, is in docs/architecture.md ("How kernels fetch ahead"). */
 Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
     const int family = amd_family(), is_zen_5 = family >= ZEN_5_FAMILY;
+    const int is_in_l2 = bytes <= (family ? MOST_IN_AMD_L2 : MOST_IN_L2), is_in_l3 = total_bytes <= MOST_IN_AMD_L3;
     Fetch fetch = {
         .one_row = FETCH_L1, .rows = FETCH_L1, .read = FETCH_L1,
         .one_ahead = NEAR_BYTES, .rows_ahead = NEAR_BYTES, .read_ahead = NEAR_BYTES,
         .long_strip = INT32_MAX,
-        .in_pairs = bytes <= (family ? MOST_IN_AMD_L2 : MOST_IN_L2),
+        .in_pairs = is_in_l2,
     };
-    if (fetch.in_pairs) {
+    if (is_in_l2) {
         if (is_zen_5) fetch.rows = FETCH_NONE;
         return fetch;
     }
@@ -38,7 +39,6 @@ Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
         fetch.one_row = fetch.read = FETCH_L1_L2;
         return fetch;
     }
-    const int is_in_l3 = total_bytes <= MOST_IN_AMD_L3;
     fetch.rows = FETCH_L2;
     fetch.rows_ahead = 8 << 10;
     if (is_zen_5) {
