@@ -2,13 +2,18 @@
  *
  *   Line                 16 columns x 4 K of codes, made ready to multiply
  *   load_q8              a line of q8
- *   load_q4_low,         the line of the low, or of the high halves, of a line of q4; those of
- *   load_q4_high         high halves are 2^Q4_HIGH_SHIFT times too large
- *   load_subscales       those of the four subgroups of a group of q4, and
- *   add_scaled           isum + sums over a subgroup, below 2^15, times its subscales
  *   add_line             isum + line . activations[4], exact
- *   Q8_OFFSET, Q4_OFFSET what loading adds to a weight, or leaves on it
+ *   Q8_OFFSET            what load_q8 adds to a weight
  *   add_signed_line      isum + 16 columns x 4 of signed codes . a[4], unsigned and at most 127
+ *   load_q4_low,         the line of the low, or of the high halves, of a line of q4,
+ *   load_q4_high,        and
+ *   load_q4              both, of a line loaded once
+ *   add_q4_line          sums over a subgroup + such a line . activations[4], in a form of the level's own, into which
+ *   add_high             turns sums over high halves, adding sums over low ones
+ *   HAS_Q4_OFFSETS,      whether those sums must begin with
+ *   q4_offset            this, made of the sum of the subgroup's activations: lines are unsigned
+ *   load_subscales       those of the four subgroups of a group, and
+ *   add_scaled           isum + a subgroup's sums times its subscales
  *   ATTEND_ROWS          query vectors that attention computes together, and
  *   ATTEND_COLUMNS       vectors of sums for each of them: what the registers hold
  *   LEVEL_HAS_TILES      where it is defined, many rows, and all of bf16, go through tile registers
@@ -64,8 +69,8 @@ const KernelTable NAMED(kernels) = {
         {
             [FORMAT_F32] = NAMED(peak_float),
             [FORMAT_BF16] = NAMED(peak_bf16),
-            [FORMAT_Q8] = NAMED(peak_int8),
-            [FORMAT_Q4] = NAMED(peak_int8),
+            [FORMAT_Q8] = NAMED(peak_q8),
+            [FORMAT_Q4] = NAMED(peak_q4),
         },
     .pack = {[FORMAT_Q8] = NAMED(pack_q8), [FORMAT_Q4] = NAMED(pack_q4)},
 };

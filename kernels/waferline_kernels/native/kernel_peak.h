@@ -28,7 +28,7 @@ static void load_peak_operands(void) {
     _tile_loadd(7, operands, LINE_BYTES);
 }
 
-static int64_t NAMED(peak_int8)(int64_t macs) {
+static int64_t NAMED(peak_q8)(int64_t macs) {
     int64_t done = 0;
     load_peak_operands();
     for (; done < macs; done += 4 * TILE_ROWS * TILE_N * TILE_K) {
@@ -39,6 +39,10 @@ static int64_t NAMED(peak_int8)(int64_t macs) {
     }
     _tile_release();
     return done;
+}
+
+static int64_t NAMED(peak_q4)(int64_t macs) {
+    return NAMED(peak_q8)(macs);
 }
 
 /* A multiply-add is of a weight and an activation's two halves. */
@@ -55,7 +59,8 @@ static int64_t NAMED(peak_bf16)(int64_t macs) {
     return done;
 }
 #else
-static int64_t NAMED(peak_int8)(int64_t macs) {
+/* Rows by one line of weights, as a matmul's sums over a group or subgroup. */
+INLINE int64_t peak_of_codes(int64_t macs, const int format) {
     uint8_t codes[LINE_BYTES] = {0};
     int8_t a[4 * PEAK_CHAINS] = {0};
     FORGET(codes);
@@ -67,13 +72,22 @@ static int64_t NAMED(peak_int8)(int64_t macs) {
     for (; done < macs; done += PEAK_CHAINS * TILE_N * 4) {
         FORGET(a);
 #pragma GCC unroll 12
-        for (int c = 0; c < PEAK_CHAINS; c++) isum[c] = add_line(isum[c], line, a + 4 * c);
+        for (int c = 0; c < PEAK_CHAINS; c++)
+            isum[c] = format == FORMAT_Q8 ? add_line(isum[c], line, a + 4 * c) : add_q4_line(isum[c], line, a + 4 * c);
     }
 #pragma GCC unroll 12
     for (int c = 1; c < PEAK_CHAINS; c++) EACH(p) isum[0].v[p] += isum[c].v[p];
     const Int16 sink = isum[0];
     FORGET(&sink);
     return done;
+}
+
+static int64_t NAMED(peak_q8)(int64_t macs) {
+    return peak_of_codes(macs, FORMAT_Q8);
+}
+
+static int64_t NAMED(peak_q4)(int64_t macs) {
+    return peak_of_codes(macs, FORMAT_Q4);
 }
 #endif
 

@@ -21,9 +21,16 @@ INLINE void prefetch_ahead(const uint8_t *line, const int fetch, int64_t ahead) 
     if (fetch == FETCH_L2) __builtin_prefetch(line + ahead, 0, 2);
 }
 
+/* Some rows' activations over one group of K. */
+typedef struct {
+    const int8_t *codes;    /* [rows][stride] */
+    const int32_t *offsets; /* [rows][offsets_stride] */
+    int64_t stride, offsets_stride;
+} GroupRows;
+
 /* Whether sums begin with offsets, which take the zero point of weights off. */
 INLINE int has_offsets(const int format) {
-    return (format == FORMAT_Q8 && Q8_OFFSET != 0) || (format == FORMAT_Q4 && Q4_OFFSET != 0);
+    return format == FORMAT_Q8 ? Q8_OFFSET != 0 : format == FORMAT_Q4 && HAS_Q4_OFFSETS;
 }
 
 /* Of the sums over a group or, of q4, a subgroup. */
@@ -37,23 +44,21 @@ INLINE void make_offsets(const Matmul *m, const int format) {
     int32_t *offset = (int32_t *)m->scratch;
     for (int r = 0; r < m->rows; r++) {
         const int32_t *sums = m->act.sums + r * m->act.groups_stride * SUBGROUPS; /* [groups][SUBGROUPS] */
-        for (int n = 0; n < groups * SUBGROUPS && format == FORMAT_Q4; n++)
-            *offset++ = -Q4_OFFSET * (1 << Q4_HIGH_SHIFT) * sums[n];
+        for (int n = 0; n < groups * SUBGROUPS && format == FORMAT_Q4; n++) *offset++ = q4_offset(sums[n]);
         for (int n = 0; n < groups * SUBGROUPS && format == FORMAT_Q8; n += SUBGROUPS)
             *offset++ = -Q8_OFFSET * (sums[n] + sums[n + 1] + sums[n + 2] + sums[n + 3]);
     }
 }
 
-/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. Four chains at least, so that the dot
- * product's latency does not bound it. */
-INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *offsets, int64_t offsets_stride, const int rows, const int strips, const int fetch,
-                    int64_t ahead, Int16 *isum) {
-    const int width = strips * rows, chains = width < 4 ? 4 / width : 1;
-    Int16 dot[MOST_SUMS + 4]; /* [chains][strips][rows] */
+/* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. LEVEL_CHAINS chains at least, so that the
+ * dot product's latency does not bound it. */
+INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const GroupRows *a, const int rows,
+                    const int strips, const int fetch, int64_t ahead, Int16 *isum) {
+    const int width = strips * rows, chains = width < LEVEL_CHAINS ? LEVEL_CHAINS / width : 1;
+    Int16 dot[MOST_SUMS + LEVEL_CHAINS]; /* [chains][strips][rows] */
 #pragma GCC unroll 16
     for (int n = 0; n < chains * width; n++)
-        dot[n] = splat16_int(n < width && has_offsets(FORMAT_Q8) ? offsets[n % rows * offsets_stride] : 0);
+        dot[n] = splat16_int(n < width && has_offsets(FORMAT_Q8) ? a->offsets[n % rows * a->offsets_stride] : 0);
     int line = 0;
 #pragma GCC unroll 4
     for (; line + chains <= num_lines; line += chains)
@@ -64,14 +69,16 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
             const Line weights = load_q8(codes);
             if (n % strips == 0) prefetch_ahead(codes, fetch, ahead);
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; r++)
-                dot[n * rows + r] = add_line(dot[n * rows + r], weights, a + r * stride + at * Q8_LINE_K);
+            for (int r = 0; r < rows; r++) {
+                Int16 *sum = &dot[n * rows + r];
+                *sum = add_line(*sum, weights, a->codes + r * a->stride + at * Q8_LINE_K);
+            }
         }
     for (; chains > 1 && line < num_lines; line++)
 #pragma GCC unroll 2
         for (int n = 0; n < width; n++) {
             const Line weights = load_q8(lines + n / rows * strip_bytes + line * LINE_BYTES);
-            dot[n] = add_line(dot[n], weights, a + n % rows * stride + line * Q8_LINE_K);
+            dot[n] = add_line(dot[n], weights, a->codes + n % rows * a->stride + line * Q8_LINE_K);
         }
 #pragma GCC unroll 16
     for (int n = 0; n < width; n++) {
@@ -81,10 +88,10 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
     }
 }
 
-/* dot[strips][rows] += lines . activations, over the high or the low codes of a subgroup of q4. */
-INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup, const int8_t *a,
-                        int64_t stride, const int rows, const int strips, const int is_high, const int fetch, int64_t ahead,
-                        Int16 *dot) {
+/* sums[strips][rows] += lines . activations, over the high or the low codes of a subgroup of q4. */
+INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup,
+                        const GroupRows *a, const int rows, const int strips, const int is_high, const int fetch,
+                        int64_t ahead, Int16 *sums) {
 #pragma GCC unroll 4
     for (int line = 0; line < Q4_SUBGROUP_LINES; line++)
 #pragma GCC unroll 2
@@ -95,8 +102,10 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
             const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
             if (is_high && j == 0) prefetch_ahead(codes, fetch, ahead);
 #pragma GCC unroll 16
-            for (int r = 0; r < rows; r++)
-                dot[j * rows + r] = add_line(dot[j * rows + r], weights, a + r * stride + at * Q4_LINE_K + 4 * is_high);
+            for (int r = 0; r < rows; r++) {
+                const int8_t *four = a->codes + r * a->stride + at * Q4_LINE_K + 4 * is_high;
+                sums[j * rows + r] = add_q4_line(sums[j * rows + r], weights, four);
+            }
         }
 }
 
@@ -110,51 +119,48 @@ INLINE void add_q4_lines(const uint8_t *lines, const int num_lines, const int su
         Line high_codes, low_codes;
         prefetch_ahead(lines + at * LINE_BYTES, fetch, ahead);
         load_q4(lines + at * LINE_BYTES, &high_codes, &low_codes);
-        *high = add_line(*high, high_codes, a + at * Q4_LINE_K + 4);
-        *low = add_line(*low, low_codes, a + at * Q4_LINE_K);
+        *high = add_q4_line(*high, high_codes, a + at * Q4_LINE_K + 4);
+        *low = add_q4_line(*low, low_codes, a + at * Q4_LINE_K);
     }
 }
 
-/* isum[strips][rows] = the exact sums over one group of q4, `num_lines` lines, codes times subscales. High codes are summed
- * as they lie in their bytes: shifting their sum once costs less than shifting every line. Many sums leave no registers for
- * lines, which are loaded again for their low codes; a single row would be bound by those loads. */
-INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const int8_t *a, int64_t stride,
-                    const int32_t *offsets, int64_t offsets_stride, const int rows, const int strips, const int fetch,
-                    int64_t ahead, Int16 *isum) {
+/* isum[strips][rows] = the exact sums over one group of q4, `num_lines` lines, codes times subscales. Many sums leave no
+ * registers for lines, which are loaded again for their low codes; a single row would be bound by those loads. */
+INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int num_lines, const GroupRows *a, const int rows,
+                    const int strips, const int fetch, int64_t ahead, Int16 *isum) {
     const int width = strips * rows;
     const uint8_t *lines = scale_line + LINE_BYTES;
-    Int16 subscales[2][SUBGROUPS], dot[MOST_SUMS]; /* [strips][rows] */
+    Int16 subscales[2][SUBGROUPS], sums[MOST_SUMS]; /* [strips][rows] */
 #pragma GCC unroll 2
     for (int j = 0; j < strips; j++) load_subscales(scale_line + j * strip_bytes, subscales[j]);
 #pragma GCC unroll 16
     for (int n = 0; n < width; n++) isum[n] = splat16_int(0);
-#pragma GCC unroll 4
+#pragma GCC unroll SUBGROUPS_TOGETHER
     for (int s = 0; s < SUBGROUPS; s++) {
         Int16 low = splat16_int(0);
 #pragma GCC unroll 16
         for (int n = 0; n < width; n++)
-            dot[n] = splat16_int(has_offsets(FORMAT_Q4) ? offsets[n % rows * offsets_stride + s] : 0);
+            sums[n] = splat16_int(has_offsets(FORMAT_Q4) ? a->offsets[n % rows * a->offsets_stride + s] : 0);
         if (width == 1)
-            add_q4_lines(lines, num_lines, s, a, fetch, ahead, dot, &low);
+            add_q4_lines(lines, num_lines, s, a->codes, fetch, ahead, sums, &low);
         else
-            add_q4_half(lines, strip_bytes, num_lines, s, a, stride, rows, strips, 1, fetch, ahead, dot);
+            add_q4_half(lines, strip_bytes, num_lines, s, a, rows, strips, 1, fetch, ahead, sums);
 #pragma GCC unroll 16
-        for (int n = 0; n < width; n++) EACH(p) dot[n].v[p] = (dot[n].v[p] >> Q4_HIGH_SHIFT) + low.v[p];
-        if (width > 1) add_q4_half(lines, strip_bytes, num_lines, s, a, stride, rows, strips, 0, fetch, ahead, dot);
+        for (int n = 0; n < width; n++) sums[n] = add_high(sums[n], low);
+        if (width > 1) add_q4_half(lines, strip_bytes, num_lines, s, a, rows, strips, 0, fetch, ahead, sums);
 #pragma GCC unroll 16
-        for (int n = 0; n < width; n++) isum[n] = add_scaled(isum[n], dot[n], subscales[n / rows][s]);
+        for (int n = 0; n < width; n++) isum[n] = add_scaled(isum[n], sums[n], subscales[n / rows][s]);
     }
 }
 
 /* Of either format. */
 INLINE void group_sums(const Matmul *m, const uint8_t *lines, const uint8_t *scale_line, const int num_lines,
-                       const int8_t *a, const int32_t *offsets, int64_t offsets_stride, const int rows, const int strips,
-                       const int format, const int fetch, int64_t ahead, Int16 *isum) {
-    const int64_t stride = m->act.codes_stride;
+                       const GroupRows *a, const int rows, const int strips, const int format, const int fetch,
+                       int64_t ahead, Int16 *isum) {
     if (format == FORMAT_Q8)
-        q8_sums(lines, m->strip_bytes, num_lines, a, stride, offsets, offsets_stride, rows, strips, fetch, ahead, isum);
+        q8_sums(lines, m->strip_bytes, num_lines, a, rows, strips, fetch, ahead, isum);
     else
-        q4_sums(scale_line, m->strip_bytes, num_lines, a, stride, offsets, offsets_stride, rows, strips, fetch, ahead, isum);
+        q4_sums(scale_line, m->strip_bytes, num_lines, a, rows, strips, fetch, ahead, isum);
 }
 
 /* `strips` strips from `strip`, `rows` rows from `row`: y[strips][rows] = act . weights. What is const is constant where
@@ -163,11 +169,15 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
                              const int format, const int fetch, int64_t ahead, Float16 *y) {
     const QuantizedRows *act = &m->act;
     const int line_k = format == FORMAT_Q4 ? Q4_LINE_K : Q8_LINE_K, full = GROUP / line_k;
-    const int64_t stride = act->codes_stride, offsets_stride = (m->k + GROUP - 1) / GROUP * offsets_per_group(format);
+    const int64_t offsets_stride = (m->k + GROUP - 1) / GROUP * offsets_per_group(format);
     const uint8_t *lines = strip, *scale_line = strip;
-    const int8_t *a = act->codes + row * stride;                     /* [rows][stride] */
-    const float *a_scales = act->scales + row * act->groups_stride;  /* [rows][groups_stride] */
-    const int32_t *offsets = (const int32_t *)m->scratch + row * offsets_stride; /* [rows][offsets_stride] */
+    GroupRows a = {
+        .codes = act->codes + row * act->codes_stride,
+        .offsets = (const int32_t *)m->scratch + row * offsets_stride,
+        .stride = act->codes_stride,
+        .offsets_stride = offsets_stride,
+    };
+    const float *a_scales = act->scales + row * act->groups_stride; /* [rows][groups_stride] */
 #pragma GCC unroll 16
     for (int n = 0; n < strips * rows; n++) y[n] = splat16(0.0f);
     for (int left = m->k, g = 0; left > 0; left -= GROUP, g++) {
@@ -179,9 +189,9 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         }
         Int16 isum[MOST_SUMS]; /* [strips][rows] */
         if (num_lines == full)
-            group_sums(m, lines, scale_line, full, a, offsets, offsets_stride, rows, strips, format, fetch, ahead, isum);
+            group_sums(m, lines, scale_line, full, &a, rows, strips, format, fetch, ahead, isum);
         else
-            group_sums(m, lines, scale_line, num_lines, a, offsets, offsets_stride, rows, strips, format, fetch, ahead, isum);
+            group_sums(m, lines, scale_line, num_lines, &a, rows, strips, format, fetch, ahead, isum);
 #pragma GCC unroll 2
         for (int j = 0; j < strips; j++) {
             const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
@@ -194,8 +204,8 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
             }
         }
         lines += num_lines * LINE_BYTES;
-        a += GROUP;
-        offsets += offsets_per_group(format);
+        a.codes += GROUP;
+        a.offsets += offsets_per_group(format);
     }
 }
 

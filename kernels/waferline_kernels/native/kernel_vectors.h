@@ -127,15 +127,19 @@ INLINE void store16(float *y, Float16 x) {
 
 INLINE Float16 load_bfloat16(const uint8_t *bits) {
     Float16 y;
-#if LANES == 16 /* gcc 12 widens in halves */
-    y.v[0] = (FloatV)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)bits)), 16);
+    EACH(p) { /* the compiler widens in halves */
+#if LANES == 16
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)bits));
+        y.v[p] = (FloatV)_mm512_slli_epi32(wide, 16);
+#elif LANES == 8
+        const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(bits + 16 * p)));
+        y.v[p] = (FloatV)_mm256_slli_epi32(wide, 16);
 #else
-    EACH(p) {
         HalfV x;
         memcpy(&x, bits + p * sizeof x, sizeof x);
         y.v[p] = (FloatV)(__builtin_convertvector(x, UintV) << 16);
-    }
 #endif
+    }
     return y;
 }
 

@@ -10,12 +10,14 @@
 
 typedef __m512i Line; /* codes [16 columns][4 K] */
 
-enum { Q8_OFFSET = 128, Q4_OFFSET = Q4_ZERO_POINT, Q4_HIGH_SHIFT = 4 }; /* vpdpbusd takes unsigned weights */
+enum { LEVEL_CHAINS = 4, SUBGROUPS_TOGETHER = 4 };
+enum { Q8_OFFSET = 128, HAS_Q4_OFFSETS = 1 }; /* vpdpbusd takes unsigned weights */
 
 INLINE Line load_q8(const uint8_t *codes) {
     return _mm512_xor_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8((char)Q8_OFFSET));
 }
 
+/* Sixteen times too large: shifting their sum once costs less than shifting every line. */
 INLINE Line load_q4_high(const uint8_t *codes) {
     return _mm512_and_si512(_mm512_loadu_si512(codes), _mm512_set1_epi8((char)0xF0));
 }
@@ -63,6 +65,19 @@ INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
     memcpy(&four, a, 4);
     isum.v[0] = (IntV)_mm512_dpbusd_epi32((__m512i)isum.v[0], line, _mm512_set1_epi32(four));
     return isum;
+}
+
+INLINE int32_t q4_offset(int32_t sum) {
+    return -Q4_ZERO_POINT * 16 * sum;
+}
+
+INLINE Int16 add_q4_line(Int16 sums, Line line, const int8_t *a) {
+    return add_line(sums, line, a);
+}
+
+INLINE Int16 add_high(Int16 high, Int16 low) {
+    high.v[0] = (high.v[0] >> 4) + low.v[0];
+    return high;
 }
 
 #endif

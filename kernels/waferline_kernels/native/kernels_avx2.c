@@ -1,8 +1,12 @@
 /* avx2 (x86-64-v3; Haswell 2013, Zen 2017).
  *
- * The dot product: vpmaddubsw multiplies unsigned by signed bytes and saturates at 32,767, so the weight's sign is moved
- * to the activation (vpsignb): |w| <= 128 times |a| <= 127, two products stay within 32,512. vpmaddwd by ones widens.
- * Four instructions for 32 bytes of weights and a row; the load and vpabsb are shared by all rows. */
+ * vpmaddubsw multiplies unsigned by signed bytes, adds pairs and saturates at 32,767. So in q8 the weight's sign is moved to
+ * the activation (vpsignb): |w| <= 128 times |a| <= 127, two products stay within 32,512; vpmaddwd by ones widens. Four
+ * instructions for 32 bytes of weights and a row; the load and vpabsb are shared by all rows.
+ *
+ * Codes of q4 are unsigned as they lie, and small: the 16 products of a subgroup that fall into one of 16 bits stay within
+ * 30,480, zero points taken off or not, so that two instructions do for as many weights and vpmaddwd widens the sum over a
+ * whole subgroup as it multiplies by subscales. */
 #include <immintrin.h>
 
 #define LEVEL avx2
@@ -11,41 +15,61 @@
 #define ATTEND_ROWS 2
 #define ATTEND_COLUMNS 2
 #define LANES 8
-#include "kernel_subscales.h"
+#include "kernel_types.h"
 
-/* 16 columns x 4 K of codes: the signed weights and their magnitudes, columns 0-7 and 8-15. */
+enum { LEVEL_CHAINS = 1, SUBGROUPS_TOGETHER = 1 };
+enum { Q8_OFFSET = 0, HAS_Q4_OFFSETS = 1 };
+
+/* Codes of 16 columns x 4 K, columns 0-7 and 8-15; signed in q8, unsigned in q4. */
 typedef struct {
-    __m256i weights[PARTS], magnitudes[PARTS];
+    __m256i codes[PARTS];
 } Line;
-
-enum { Q8_OFFSET = 0, Q4_OFFSET = 0, Q4_HIGH_SHIFT = 0 };
 
 INLINE Line load_q8(const uint8_t *codes) {
     Line line;
-    EACH(p) {
-        line.weights[p] = _mm256_loadu_si256((const __m256i *)(codes + 32 * p));
-        line.magnitudes[p] = _mm256_abs_epi8(line.weights[p]);
-    }
+    EACH(p) line.codes[p] = _mm256_loadu_si256((const __m256i *)(codes + 32 * p));
     return line;
 }
 
-INLINE Line load_q4_half(const uint8_t *codes, const int shift) {
-    const __m256i nibble = _mm256_set1_epi8(15), zero_point = _mm256_set1_epi8(Q4_ZERO_POINT);
-    Line line;
+/* Keeps additions where they are written: the compiler would multiply first, add later, and run out of registers. */
+#define HOLD(sum) __asm__("" : "+x"(sum))
+
+INLINE __m256i broadcast_four(const void *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    return _mm256_set1_epi32(four);
+}
+
+INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
+    const __m256i activations = broadcast_four(a);
     EACH(p) {
-        const __m256i pairs = _mm256_loadu_si256((const __m256i *)(codes + 32 * p));
-        line.weights[p] = _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(pairs, shift), nibble), zero_point);
-        line.magnitudes[p] = _mm256_abs_epi8(line.weights[p]);
+        const __m256i signed_activations = _mm256_sign_epi8(activations, line.codes[p]);
+        const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(line.codes[p]), signed_activations);
+        isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        HOLD(isum.v[p]);
     }
-    return line;
+    return isum;
+}
+
+INLINE Int16 add_signed_line(Int16 isum, const uint8_t *line, const uint8_t *a) {
+    const __m256i activations = broadcast_four(a);
+    EACH(p) {
+        const __m256i pairs = _mm256_maddubs_epi16(activations, _mm256_loadu_si256((const __m256i *)(line + 32 * p)));
+        isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+    }
+    return isum;
 }
 
 INLINE Line load_q4_low(const uint8_t *codes) {
-    return load_q4_half(codes, 0);
+    Line line = load_q8(codes);
+    EACH(p) line.codes[p] = _mm256_and_si256(line.codes[p], _mm256_set1_epi8(15));
+    return line;
 }
 
 INLINE Line load_q4_high(const uint8_t *codes) {
-    return load_q4_half(codes, 4);
+    Line line = load_q8(codes);
+    EACH(p) line.codes[p] = _mm256_and_si256(_mm256_srli_epi16(line.codes[p], 4), _mm256_set1_epi8(15));
+    return line;
 }
 
 INLINE void load_q4(const uint8_t *codes, Line *high, Line *low) {
@@ -53,26 +77,45 @@ INLINE void load_q4(const uint8_t *codes, Line *high, Line *low) {
     *low = load_q4_low(codes);
 }
 
-INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
-    int32_t four;
-    memcpy(&four, a, 4);
-    const __m256i activations = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
-    EACH(p) {
-        __m256i signed_activations = _mm256_sign_epi8(activations, line.weights[p]);
-        __m256i pairs = _mm256_maddubs_epi16(line.magnitudes[p], signed_activations);
-        isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16(pairs, ones);
-    }
-    return isum;
+/* int16 [16 columns][2] in every Int16 of a subgroup's sums; half of the zero point's share in both. */
+INLINE int32_t q4_offset(int32_t sum) {
+    return (int32_t)((uint32_t)(-Q4_ZERO_POINT / 2 * sum & 0xFFFF) * 0x10001u);
 }
 
-INLINE Int16 add_signed_line(Int16 isum, const uint8_t *line, const uint8_t *a) {
-    int32_t four;
-    memcpy(&four, a, 4);
-    const __m256i activations = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1);
+INLINE Int16 add_q4_line(Int16 sums, Line line, const int8_t *a) {
+    const __m256i activations = broadcast_four(a);
     EACH(p) {
-        __m256i pairs = _mm256_maddubs_epi16(activations, _mm256_loadu_si256((const __m256i *)(line + 32 * p)));
-        isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16(pairs, ones);
+        const __m256i pairs = _mm256_maddubs_epi16(line.codes[p], activations);
+        sums.v[p] = (IntV)_mm256_add_epi16((__m256i)sums.v[p], pairs);
+        HOLD(sums.v[p]);
     }
+    return sums;
+}
+
+INLINE Int16 add_high(Int16 high, Int16 low) {
+    EACH(p) high.v[p] = (IntV)_mm256_add_epi16((__m256i)high.v[p], (__m256i)low.v[p]);
+    return high;
+}
+
+/* As pairs of equal int16. */
+INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {
+    const __m128i values = _mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8), nibble = _mm_set1_epi8(15);
+#pragma GCC unroll 4
+    for (int s = 0; s < SUBGROUPS; s++) {
+        const __m128i pairs = _mm_loadu_si128((const __m128i *)(scale_line + (2 + s / 2) * TILE_N));
+        const __m128i bytes = _mm_shuffle_epi8(values, _mm_and_si128(_mm_srli_epi16(pairs, s % 2 * 4), nibble));
+        EACH(p) { /* to the upper bytes, then down with their signs */
+            const __m256i columns = _mm256_set1_epi64x(p * 0x0808080808080808);
+            const __m256i first = _mm256_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380, 0x04800480, 0x05800580,
+                                                    0x06800680, 0x07800780);
+            const __m256i spread = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), _mm256_add_epi8(first, columns));
+            subscales[s].v[p] = (IntV)_mm256_srai_epi16(spread, 8);
+        }
+    }
+}
+
+INLINE Int16 add_scaled(Int16 isum, Int16 sums, Int16 subscales) {
+    EACH(p) isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16((__m256i)sums.v[p], (__m256i)subscales.v[p]);
     return isum;
 }
 

@@ -9,7 +9,7 @@
 #define ATTEND_ROWS 2
 #define ATTEND_COLUMNS 1
 #define LANES 4
-#include "kernel_subscales.h"
+#include "kernel_types.h"
 
 typedef int16_t ShortV __attribute__((vector_size(4 * LANES)));
 
@@ -18,7 +18,8 @@ typedef struct {
     ShortV even[PARTS], odd[PARTS];
 } Line;
 
-enum { Q8_OFFSET = 0, Q4_OFFSET = 0, Q4_HIGH_SHIFT = 0 };
+enum { LEVEL_CHAINS = 4, SUBGROUPS_TOGETHER = 4 };
+enum { Q8_OFFSET = 0, HAS_Q4_OFFSETS = 0 };
 
 INLINE Line load_q8(const uint8_t *codes) {
     Line line;
@@ -68,6 +69,35 @@ INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
 
 INLINE Int16 add_signed_line(Int16 isum, const uint8_t *line, const uint8_t *a) {
     return add_line(isum, load_q8(line), (const int8_t *)a);
+}
+
+INLINE int32_t q4_offset(int32_t sum) {
+    return 0 * sum;
+}
+
+INLINE Int16 add_q4_line(Int16 sums, Line line, const int8_t *a) {
+    return add_line(sums, line, a);
+}
+
+INLINE Int16 add_high(Int16 high, Int16 low) {
+    EACH(p) high.v[p] = high.v[p] + low.v[p];
+    return high;
+}
+
+/* Of the subgroups of a group, 16 columns each: -8..-1, 1..8. */
+INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {
+#pragma GCC unroll 4
+    for (int s = 0; s < SUBGROUPS; s++) EACH(p) {
+            ByteV nibbles;
+            memcpy(&nibbles, scale_line + (2 + s / 2) * TILE_N + p * sizeof nibbles, sizeof nibbles);
+            const IntV below = (__builtin_convertvector(nibbles, IntV) >> (s % 2 * 4) & 15) - MAX_SUBSCALE;
+            subscales[s].v[p] = below - (below >= 0);
+        }
+}
+
+INLINE Int16 add_scaled(Int16 isum, Int16 sums, Int16 subscales) {
+    EACH(p) isum.v[p] = isum.v[p] + sums.v[p] * subscales.v[p];
+    return isum;
 }
 
 #include "kernel_body.h"
