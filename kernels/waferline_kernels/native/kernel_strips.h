@@ -51,30 +51,31 @@ INLINE void make_offsets(const Matmul *m, const int format) {
 }
 
 /* isum[strips][rows] = the exact sums over one group of q8, `num_lines` lines. LEVEL_CHAINS chains at least, so that the
- * dot product's latency does not bound it. */
+ * dot product's latency does not bound it; LINES_TOGETHER lines, where counting each would. */
 INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, const GroupRows *a, const int rows,
                     const int strips, const int fetch, int64_t ahead, Int16 *isum) {
     const int width = strips * rows, chains = width < LEVEL_CHAINS ? LEVEL_CHAINS / width : 1;
+    const int together = chains > LINES_TOGETHER ? chains : LINES_TOGETHER;
     Int16 dot[MOST_SUMS + LEVEL_CHAINS]; /* [chains][strips][rows] */
 #pragma GCC unroll 16
     for (int n = 0; n < chains * width; n++)
         dot[n] = splat16_int(n < width && has_offsets(FORMAT_Q8) ? a->offsets[n % rows * a->offsets_stride] : 0);
     int line = 0;
-#pragma GCC unroll 4
-    for (; line + chains <= num_lines; line += chains)
+#pragma GCC unroll LINES_UNROLL
+    for (; line + together <= num_lines; line += together)
 #pragma GCC unroll 16
-        for (int n = 0; n < chains * strips; n++) {
+        for (int n = 0; n < together * strips; n++) {
             const int at = line + n / strips;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = load_q8(codes);
             if (n % strips == 0) prefetch_ahead(codes, fetch, ahead);
 #pragma GCC unroll 16
             for (int r = 0; r < rows; r++) {
-                Int16 *sum = &dot[n * rows + r];
+                Int16 *sum = &dot[n % (chains * strips) * rows + r];
                 *sum = add_line(*sum, weights, a->codes + r * a->stride + at * Q8_LINE_K);
             }
         }
-    for (; chains > 1 && line < num_lines; line++)
+    for (; together > 1 && line < num_lines; line++)
 #pragma GCC unroll 2
         for (int n = 0; n < width; n++) {
             const Line weights = load_q8(lines + n / rows * strip_bytes + line * LINE_BYTES);
@@ -135,7 +136,7 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
     for (int j = 0; j < strips; j++) load_subscales(scale_line + j * strip_bytes, subscales[j]);
 #pragma GCC unroll 16
     for (int n = 0; n < width; n++) isum[n] = splat16_int(0);
-#pragma GCC unroll SUBGROUPS_TOGETHER
+#pragma GCC unroll SUBGROUPS_UNROLL
     for (int s = 0; s < SUBGROUPS; s++) {
         Int16 low = splat16_int(0);
 #pragma GCC unroll 16

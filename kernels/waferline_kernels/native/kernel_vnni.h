@@ -10,7 +10,7 @@
 
 typedef __m512i Line; /* codes [16 columns][4 K] */
 
-enum { LEVEL_CHAINS = 4, SUBGROUPS_TOGETHER = 4 };
+enum { LEVEL_CHAINS = 4, LINES_TOGETHER = 1, LINES_UNROLL = 4, SUBGROUPS_UNROLL = 4 };
 enum { Q8_OFFSET = 128, HAS_Q4_OFFSETS = 1 }; /* vpdpbusd takes unsigned weights */
 
 INLINE Line load_q8(const uint8_t *codes) {

@@ -17,7 +17,7 @@
 #define LANES 8
 #include "kernel_types.h"
 
-enum { LEVEL_CHAINS = 1, SUBGROUPS_TOGETHER = 1 };
+enum { LEVEL_CHAINS = 1, LINES_TOGETHER = 8, LINES_UNROLL = 1, SUBGROUPS_UNROLL = 1 };
 enum { Q8_OFFSET = 0, HAS_Q4_OFFSETS = 1 };
 
 /* Codes of 16 columns x 4 K, columns 0-7 and 8-15; signed in q8, unsigned in q4. */

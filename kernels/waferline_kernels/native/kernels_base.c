@@ -18,7 +18,7 @@ typedef struct {
     ShortV even[PARTS], odd[PARTS];
 } Line;
 
-enum { LEVEL_CHAINS = 4, SUBGROUPS_TOGETHER = 4 };
+enum { LEVEL_CHAINS = 4, LINES_TOGETHER = 1, LINES_UNROLL = 4, SUBGROUPS_UNROLL = 4 };
 enum { Q8_OFFSET = 0, HAS_Q4_OFFSETS = 0 };
 
 INLINE Line load_q8(const uint8_t *codes) {
