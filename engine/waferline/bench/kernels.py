@@ -2,7 +2,9 @@
 
 A matmul of one row is held against a plain prefetched read of its weights where they lie, one of many rows against the peak
 of its level's dot product, both measured in turn with it; the larger of the two shares is the one that counts. So is
-attention over each format of the KV cache, at a long context; there, and for rows, the read is over as many bytes.
+attention over each format of the KV cache, at a long context; there, and for rows, the read is over as many bytes. The parts
+of sampling are timed as what they are most of: ``max`` and ``exp_sum`` as the drawing of a token, ``argmax`` as the choice
+of the largest logit after rules were applied; both begin with a copy of the logits.
 """
 
 from __future__ import annotations
@@ -121,7 +123,8 @@ def measure(kernel: Kernel, rows: tuple[int, ...], k: int, threads: int, repeats
     if kernel.format is None:
         few = tuple(count for count in rows if count == 1 or kernel.operation not in SAMPLING)
         probe = timed_rows(kernel.operation, ROW_SWEEPS)
-        yield from _timings(kernel, probe, few, "", error, threads, repeats)
+        level = "sampling" if kernel.operation in SAMPLING else ""
+        yield from _timings(kernel, probe, few, level, error, threads, repeats)
         return
     footprints = footprints_of(probe_host())
     for footprint in footprints:
@@ -196,7 +199,9 @@ def probe_batch(kernel: Kernel, probe: TimedProbe, placement: Placement, most_ro
         backend=kernel.backend,
         level=kernel.level,
     )
-    batch.executor.sequences.sampling[0]["temperature"] = kernel.operation != "argmax"
+    sampling = batch.executor.sequences.sampling[0]
+    sampling["temperature"] = kernel.operation != "argmax"
+    sampling["min_tokens"] = np.iinfo(np.int32).max  # a rule: without any, logits are searched as they are made
     for start in range(0, CONTEXT if kernel.kv_format else 0, most_rows):
         rows = min(most_rows, CONTEXT - start)
         batch.rewind(start + rows)

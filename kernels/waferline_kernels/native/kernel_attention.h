@@ -110,7 +110,7 @@ INLINE void ask_for_next(NextTiles *next, Products *products) {
 
 /* y[rows][16 * columns] = sums of products; rows CHUNK_TOKENS floats apart. */
 INLINE void score_tile(const Products *t, const int format, const int rows, const int columns, float *y) {
-    Float16 sums[ATTEND_ROWS * MOST_COLUMNS(1)]; /* [rows][columns] */
+    Float16 sums[ATTEND_ROWS * MOST_COLUMNS]; /* [rows][columns] */
 #pragma GCC unroll 16
     for (int n = 0; n < rows * columns; n++) sums[n] = splat16(0.0f);
     add_products(t, format, rows, columns, 1, sums);
@@ -160,7 +160,7 @@ INLINE void add_values_tile(const Scratch *s, const int format, const int rows, 
         .a_stride = CHUNK_TOKENS,
         .b_step = s->stride * (int64_t)sizeof(float),
     };
-    Float16 sums[4 * ATTEND_ROWS * MOST_COLUMNS(1)]; /* [rows][columns][chains] */
+    Float16 sums[4 * ATTEND_ROWS * MOST_COLUMNS]; /* [rows][columns][chains] */
 #pragma GCC unroll 16
     for (int n = 0; n < rows * columns * chains; n++) {
         const int row = n / chains / columns, column = n / chains % columns;

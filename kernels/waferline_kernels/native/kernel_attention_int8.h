@@ -7,7 +7,7 @@
 
 #include "kernel_attention.h"
 
-enum { MAX_CODE = 127 * 128, INT8_ROWS = ATTEND_ROWS / 2, LINE_STEP = LINE_BYTES };
+enum { MAX_CODE = 127 * 128, INT8_ROWS = ATTEND_ROWS / 2, INT8_COLUMNS = ATTEND_COLUMNS(ATTEND_ROWS), LINE_STEP = LINE_BYTES };
 
 /* high[n], low[n] and the sum of the codes of x[n], n to whole vectors; returns the scale. */
 INLINE float to_query_codes(const float *x, int n, int8_t *high, int8_t *low, int32_t *sum) {
@@ -42,7 +42,7 @@ INLINE float to_query_codes(const float *x, int n, int8_t *high, int8_t *low, in
 INLINE void add_lines(const int rows, const int columns, const int8_t *codes, int64_t apart, const uint8_t *const *lines,
                       int64_t line_step, int count, Int16 *sums) {
     for (int i = 0; i < count; i++) {
-        Line line[ATTEND_COLUMNS];
+        Line line[INT8_COLUMNS];
 #pragma GCC unroll 4
         for (int c = 0; c < columns; c++) line[c] = load_q8(lines[c] + i * line_step);
 #pragma GCC unroll 4
@@ -63,7 +63,7 @@ INLINE Float16 join(Int16 high, Int16 low, int32_t offset, Float16 factors) {
 INLINE void score_codes_tile(const Attention *t, const Scratch *s, const int rows, const int columns, int v, int block) {
     const int64_t scales_at = kv_int8_scales(t->head_dim);
     const int64_t apart = round_up(t->head_dim, 4);
-    Int16 sums[2 * INT8_ROWS * ATTEND_COLUMNS] = {{{{0}}}};
+    Int16 sums[2 * INT8_ROWS * INT8_COLUMNS] = {{{{0}}}};
     add_lines(rows, columns, (const int8_t *)s->queries + v * 2 * apart, apart, s->keys + block, LINE_STEP, apart / 4, sums);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++)
@@ -75,7 +75,7 @@ INLINE void score_codes_tile(const Attention *t, const Scratch *s, const int row
 }
 
 INLINE void weigh_codes_tile(const Scratch *s, const int rows, const int columns, int v, int d) {
-    Int16 sums[2 * INT8_ROWS * ATTEND_COLUMNS] = {{{{0}}}};
+    Int16 sums[2 * INT8_ROWS * INT8_COLUMNS] = {{{{0}}}};
     for (int quad = 0; quad < s->blocks * KV_BLOCK_SIZE / 4; quad++) { /* four tokens */
         const uint8_t *codes = (const uint8_t *)s->codes + v * 2 * CHUNK_TOKENS + quad * 4;
         const uint8_t *line = s->values[quad / 4] + (quad % 4 * s->stride + d) * 4;
@@ -99,16 +99,16 @@ INLINE void weigh_codes_tile(const Scratch *s, const int rows, const int columns
 }
 
 #define CODE_TILE(r, c) \
-    case r * 8 + c: if (r <= INT8_ROWS && c <= ATTEND_COLUMNS) APPLY(r, c); break;
+    case r * 8 + c: if (r <= INT8_ROWS && c <= INT8_COLUMNS) APPLY(r, c); break;
 #define CODE_TILES(r) CODE_TILE(r, 1) CODE_TILE(r, 2) CODE_TILE(r, 3) CODE_TILE(r, 4)
 
 /* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys, codes times codes */
 static void NAMED(score_codes)(const Attention *t, const Scratch *s) {
     for (int v = s->first; v < s->vectors; v += INT8_ROWS) {
         const int rows = smaller_of(INT8_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
-        for (int b = 0; b < blocks; b += ATTEND_COLUMNS) {
+        for (int b = 0; b < blocks; b += INT8_COLUMNS) {
 #define APPLY(r, c) score_codes_tile(t, s, r, c, v, b)
-            switch (rows * 8 + smaller_of(ATTEND_COLUMNS, blocks - b)) { CODE_TILES(1) CODE_TILES(2) }
+            switch (rows * 8 + smaller_of(INT8_COLUMNS, blocks - b)) { CODE_TILES(1) CODE_TILES(2) }
 #undef APPLY
         }
     }
@@ -150,9 +150,9 @@ static void NAMED(soften_codes)(const Attention *t, const Scratch *s) {
 /* context = context * decay + weights . values */
 static void NAMED(weigh_codes)(const Scratch *s) {
     for (int v = s->first; v < s->vectors; v += INT8_ROWS)
-        for (int d = 0; d < s->stride; d += 16 * ATTEND_COLUMNS) {
+        for (int d = 0; d < s->stride; d += 16 * INT8_COLUMNS) {
 #define APPLY(r, c) weigh_codes_tile(s, r, c, v, d)
-            switch (smaller_of(INT8_ROWS, s->vectors - v) * 8 + smaller_of(ATTEND_COLUMNS, (s->stride - d) / 16)) {
+            switch (smaller_of(INT8_ROWS, s->vectors - v) * 8 + smaller_of(INT8_COLUMNS, (s->stride - d) / 16)) {
                 CODE_TILES(1) CODE_TILES(2)
             }
 #undef APPLY

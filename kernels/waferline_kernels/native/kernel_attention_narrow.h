@@ -17,6 +17,7 @@ typedef struct {
 } NarrowChunk;
 
 #define EACH_HEAD(h) _Pragma("GCC unroll 4") for (int h = 0; h < heads; h++)
+#define EACH_VALUE(p) _Pragma("GCC unroll 4") for (int p = 0; p < parts; p++) /* what follows is padding */
 
 /* scores = queries . keys, and the largest of each head; most: [heads] */
 INLINE void score_narrow(const Attention *t, NarrowChunk *c, const int format, const int heads, const int head_dim,
@@ -57,7 +58,8 @@ INLINE void soften_narrow(NarrowChunk *c, const int heads, const Float16 *most, 
 }
 
 /* context += weights . values of block b, `count` tokens of it, in add_values_tile's four chains. */
-INLINE void add_narrow_block(NarrowChunk *c, const int format, const int heads, const uint8_t *values, int b, const int count) {
+INLINE void add_narrow_block(NarrowChunk *c, const int format, const int heads, const int parts, const uint8_t *values,
+                             int b, const int count) {
     enum { CHAINS = 4 };
     Float16 sums[CHAINS][ATTEND_ROWS]; /* [chains][heads] */
     EACH_HEAD(h) {
@@ -69,14 +71,14 @@ INLINE void add_narrow_block(NarrowChunk *c, const int format, const int heads, 
         const Float16 value = load_kv(format, values, token, 16 * sizeof(float));
         EACH_HEAD(h) {
             Float16 *sum = &sums[token % CHAINS][h];
-            EACH(p) sum->v[p] = multiply_add(value.v[p], splat(((const float *)&c->scores[h][b])[token]), sum->v[p]);
+            EACH_VALUE(p) sum->v[p] = multiply_add(value.v[p], splat(((const float *)&c->scores[h][b])[token]), sum->v[p]);
         }
     }
     EACH_HEAD(h)
-        EACH(p) c->context[h].v[p] = (sums[0][h].v[p] + sums[1][h].v[p]) + (sums[2][h].v[p] + sums[3][h].v[p]);
+        EACH_VALUE(p) c->context[h].v[p] = (sums[0][h].v[p] + sums[1][h].v[p]) + (sums[2][h].v[p] + sums[3][h].v[p]);
 }
 
-INLINE void attend_narrow(const Attention *t, const int format, const int heads, const int head_dim) {
+INLINE void attend_narrow(const Attention *t, const int format, const int heads, const int head_dim, const int parts) {
     const int key_bytes = head_dim * KV_BLOCK_SIZE * (format == KV_BF16 ? 2 : 4), end = t->position + 1;
     const float scale = log2e_over_root(head_dim);
     NarrowChunk c;
@@ -92,8 +94,8 @@ INLINE void attend_narrow(const Attention *t, const int format, const int heads,
         soften_narrow(&c, heads, most, scale);
         int b = 0;
         for (; b < c.tokens / KV_BLOCK_SIZE; b++)
-            add_narrow_block(&c, format, heads, c.tiles[b] + key_bytes, b, KV_BLOCK_SIZE);
-        if (b < c.blocks) add_narrow_block(&c, format, heads, c.tiles[b] + key_bytes, b, c.tokens % KV_BLOCK_SIZE);
+            add_narrow_block(&c, format, heads, parts, c.tiles[b] + key_bytes, b, KV_BLOCK_SIZE);
+        if (b < c.blocks) add_narrow_block(&c, format, heads, parts, c.tiles[b] + key_bytes, b, c.tokens % KV_BLOCK_SIZE);
     }
     EACH_HEAD(h) {
         float context[16];
@@ -107,12 +109,18 @@ INLINE void attend_narrow(const Attention *t, const int format, const int heads,
 /* Whether it was for narrow heads of a single row, and is done. */
 INLINE int attend_if_narrow(const Attention *t, const int format) {
     if (t->rows != 1 || t->head_dim > 16) return 0;
-#define NARROW(n) \
-    case n: if (t->head_dim == 8) attend_narrow(t, format, n, 8); else attend_narrow(t, format, n, t->head_dim); return 1;
+#define NARROW(n)                                                          \
+    case n:                                                                \
+        if (t->head_dim == 8)                                              \
+            attend_narrow(t, format, n, 8, (8 + LANES - 1) / LANES);       \
+        else                                                               \
+            attend_narrow(t, format, n, t->head_dim, PARTS);               \
+        return 1;
     switch (t->heads) { NARROW(1) NARROW(2) NARROW(3) NARROW(4) }
 #undef NARROW
     return 0;
 }
 #undef EACH_HEAD
+#undef EACH_VALUE
 
 #endif

@@ -6,13 +6,12 @@
 #include "kernel_vectors.h"
 #include "kernels.h"
 
-/* How many columns of 16 are multiplied together: a single row leaves registers for more. */
-#define MOST_COLUMNS(rows) ((rows) == 1 ? 2 * ATTEND_COLUMNS : ATTEND_COLUMNS)
+enum { MOST_COLUMNS = ATTEND_COLUMNS(1) };
 
 /* a[rows][i] and b[columns][i][16], i = 0 .. count - 1 */
 typedef struct {
     const float *a;
-    const uint8_t *b[MOST_COLUMNS(1)]; /* each column's vector 0 */
+    const uint8_t *b[MOST_COLUMNS]; /* each column's vector 0 */
     const uint8_t *ahead[2];           /* with bf16 each i asks L2 for line i of both */
     int64_t a_stride, b_step;          /* floats, bytes from a vector of float32 to the next */
     int32_t count;
@@ -25,9 +24,24 @@ INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) 
     EACH(p) {
         UintV pairs;
         memcpy(&pairs, x + i / 2 * LINE_BYTES + p * sizeof pairs, sizeof pairs);
-        y.v[p] = (FloatV)((i % 2 ? pairs : pairs << 16) & 0xFFFF0000u);
+        y.v[p] = (FloatV)(i % 2 ? pairs & 0xFFFF0000u : pairs << 16);
     }
     return y;
+}
+
+/* Vectors i and i + 1, i even, of the same: bf16 is loaded once for both. */
+INLINE void load_kv_pair(const int format, const uint8_t *x, int64_t i, int64_t step, Float16 *even, Float16 *odd) {
+    if (format == KV_F32) {
+        *even = load16((const float *)(x + i * step));
+        *odd = load16((const float *)(x + (i + 1) * step));
+        return;
+    }
+    EACH(p) {
+        UintV pairs;
+        memcpy(&pairs, x + i * (LINE_BYTES / 2) + p * sizeof pairs, sizeof pairs);
+        even->v[p] = (FloatV)(pairs << 16);
+        odd->v[p] = (FloatV)(pairs & 0xFFFF0000u);
+    }
 }
 
 /* sums[rows][columns][chains] += a * b: the chains take turns over i. All but `t` and `sums` are constants where this is
@@ -35,13 +49,13 @@ INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) 
 INLINE void add_products(const Products *t, const int format, const int rows, const int columns, const int chains,
                          Float16 *sums) {
     const int unroll = chains > 2 ? chains : 2;
-    for (int i = 0; i < t->count; i += unroll)
+    for (int64_t i = 0; i < t->count; i += unroll)
 #pragma GCC unroll 2
         for (int n = 0; n < unroll; n += 2) {
             if (n > 0 && i + n >= t->count) break;
-            Float16 b[2][MOST_COLUMNS(1)]; /* both of a pair, that bf16 is loaded once; where there is no second there is room */
-#pragma GCC unroll 16
-            for (int m = 0; m < 2 * columns; m++) b[m % 2][m / 2] = load_kv(format, t->b[m / 2], i + n + m % 2, t->b_step);
+            Float16 b[2][MOST_COLUMNS]; /* where there is no second of a pair there is room */
+#pragma GCC unroll 8
+            for (int c = 0; c < columns; c++) load_kv_pair(format, t->b[c], i + n, t->b_step, &b[0][c], &b[1][c]);
 #pragma GCC unroll 2
             for (int k = 0; k < 2; k++) {
                 if (k > 0 && i + n + k == t->count) break;
@@ -70,7 +84,7 @@ INLINE void add_products(const Products *t, const int format, const int rows, co
 #define SHAPES_OF_ROW(r, call) SHAPE(r, 1, call) SHAPE(r, 2, call) SHAPE(r, 3, call) SHAPE(r, 4, call)
 #define SHAPE(r, c, call)                                                                                              \
     case r * 16 + c:                                                                                                   \
-        if (r <= ATTEND_ROWS && c <= MOST_COLUMNS(r)) {                                                                \
+        if (r <= ATTEND_ROWS && c <= ATTEND_COLUMNS(r)) {                                                                \
             enum { R = r, C = c };                                                                                     \
             call;                                                                                                      \
         }                                                                                                              \
@@ -78,7 +92,7 @@ INLINE void add_products(const Products *t, const int format, const int rows, co
 
 /* Of `columns` columns how many to take together now, so that all that `rows` rows take differ by one at most. */
 INLINE int columns_together(int rows, int columns) {
-    const int most = MOST_COLUMNS(rows), times = (columns + most - 1) / most;
+    const int most = ATTEND_COLUMNS(rows), times = (columns + most - 1) / most;
     return (columns + times - 1) / times;
 }
 

@@ -15,7 +15,7 @@
  *   load_subscales       those of the four subgroups of a group, and
  *   add_scaled           isum + a subgroup's sums times its subscales
  *   ATTEND_ROWS          query vectors that attention computes together, and
- *   ATTEND_COLUMNS       vectors of sums for each of them: what the registers hold
+ *   ATTEND_COLUMNS       columns of 16 sums for each of so many rows: what the registers hold
  *   LEVEL_HAS_TILES      where it is defined, many rows, and all of bf16, go through tile registers
  *
  * and is compiled with that level's flags. Float operations are written out one by one, fused multiply-adds as such, and

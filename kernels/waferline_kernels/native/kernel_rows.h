@@ -44,6 +44,17 @@ INLINE int32_t quantize_subgroup(const float *x, int n, float inverse, int8_t *c
         sums = _mm_add_epi64(sums, _mm_sad_epu8(_mm_xor_si128(narrow, _mm_set1_epi8((char)0x80)), _mm_setzero_si128()));
     }
     return _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 2) - 128 * (int)round_up(n, 16);
+#elif LANES == 8
+    __m256i sums = _mm256_setzero_si256();
+    for (int i = 0; i < n; i += 16) {
+        const __m256i first = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), _mm256_set1_ps(inverse)));
+        const __m256i second = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), _mm256_set1_ps(inverse)));
+        const __m256i narrow = _mm256_permute4x64_epi64(_mm256_packs_epi32(first, second), 0xD8); /* it packs by halves */
+        const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(narrow), _mm256_extracti128_si256(narrow, 1));
+        _mm_storeu_si128((__m128i *)(codes + i), bytes);
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(narrow, _mm256_set1_epi16(1)));
+    }
+    return sum16_int((Int16){{(IntV)sums}});
 #else
     Int16 sum = {{{0}}};
     for (int i = 0; i < n; i += 16) {
@@ -149,14 +160,17 @@ static double NAMED(exp_sum)(const float *x, int32_t n, float shift, float *y) {
         const int end = begin + CHUNK < n ? begin + CHUNK : n;
         Float16 sum = splat16(0.0f);
         for (int i = begin; i < end; i += 16) {
-            Float16 part = splat16(-INFINITY);
             const int count = end - i < 16 ? end - i : 16;
-            memcpy(&part, x + i, 4 * count);
+            Float16 part = count == 16 ? load16(x + i) : splat16(-INFINITY);
+            if (count < 16) memcpy(&part, x + i, 4 * count);
             EACH(p) {
                 part.v[p] = exponential(part.v[p] - shift);
                 sum.v[p] = sum.v[p] + part.v[p];
             }
-            memcpy(y + i, &part, 4 * count);
+            if (count == 16)
+                store16(y + i, part);
+            else
+                memcpy(y + i, &part, 4 * count);
         }
         total += sum16(sum);
     }

@@ -169,6 +169,8 @@ INLINE IntV rotate_lanes(IntV y, int by) {
 INLINE IntV larger_int(IntV a, IntV b) {
 #if LANES == 16
     return (IntV)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif LANES == 8
+    return (IntV)_mm256_max_epi32((__m256i)a, (__m256i)b);
 #endif
     const IntV is_larger = a > b;
     return (is_larger & a) | (~is_larger & b);

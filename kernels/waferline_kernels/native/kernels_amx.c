@@ -3,7 +3,7 @@
 #define LEVEL_NAME "amx"
 #define LEVEL_MAX_ROWS 8
 #define ATTEND_ROWS 4
-#define ATTEND_COLUMNS 4
+#define ATTEND_COLUMNS(rows) ((rows) == 1 ? 8 : 4)
 #define LEVEL_HAS_TILES
 #define LANES 16
 #include "kernel_vnni.h"

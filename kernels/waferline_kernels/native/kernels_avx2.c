@@ -12,8 +12,8 @@
 #define LEVEL avx2
 #define LEVEL_NAME "avx2"
 #define LEVEL_MAX_ROWS 4
-#define ATTEND_ROWS 2
-#define ATTEND_COLUMNS 2
+#define ATTEND_ROWS 4
+#define ATTEND_COLUMNS(rows) (4 / (rows))
 #define LANES 8
 #include "kernel_types.h"
 

@@ -4,7 +4,7 @@
 #define LEVEL_NAME "avx512"
 #define LEVEL_MAX_ROWS 8
 #define ATTEND_ROWS 4
-#define ATTEND_COLUMNS 4
+#define ATTEND_COLUMNS(rows) ((rows) == 1 ? 8 : 4)
 #define LANES 16
 #include "kernel_vnni.h"
 

@@ -7,7 +7,7 @@
 #define LEVEL_NAME "base"
 #define LEVEL_MAX_ROWS 2
 #define ATTEND_ROWS 2
-#define ATTEND_COLUMNS 1
+#define ATTEND_COLUMNS(rows) (2 / (rows))
 #define LANES 4
 #include "kernel_types.h"
 

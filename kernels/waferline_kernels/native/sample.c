@@ -63,18 +63,33 @@ static int32_t pop(int32_t *heap, int32_t size, const float *z) {
     return best;
 }
 
-/* Draw in proportion to the weights, in the order of the ids. */
+enum { DRAW_BLOCK = 64 };
+
+/* Of a block; in chains, for one after the other they would wait for each other longer than exp_sum takes to make them. */
+static double sum_of_block(const float *weights) {
+    enum { CHAINS = 8 };
+    double sums[CHAINS] = {0.0};
+    for (int i = 0; i < DRAW_BLOCK; i += CHAINS)
+        for (int c = 0; c < CHAINS; c++) sums[c] += weights[i + c];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+/* Draw in proportion to the weights, in the order of the ids: first the block, then in it. */
 static int32_t draw_any(const float *weights, int32_t vocab, double total, double u) {
     const double target = u * total;
     double cumulative = 0.0;
-    int32_t last = 0;
-    for (int32_t i = 0; i < vocab; i++) {
-        if (weights[i] == 0.0f) continue;
-        last = i;
-        cumulative += weights[i];
-        if (cumulative > target) return i;
+    int32_t i = 0;
+    for (; i + DRAW_BLOCK <= vocab; i += DRAW_BLOCK) {
+        const double after = cumulative + sum_of_block(weights + i);
+        if (after > target) break;
+        cumulative = after;
     }
-    return last; /* rounding left the target at the end of the sum */
+    for (; i < vocab; i++) {
+        cumulative += weights[i];
+        if (cumulative > target && weights[i] > 0.0f) return i;
+    }
+    for (i = vocab - 1; i > 0 && weights[i] == 0.0f;) i--; /* rounding left the target at the end of the sum */
+    return i;
 }
 
 /* Draw among the best: at most top_k, and no more than reach top_p of their sum. */
@@ -117,7 +132,7 @@ int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vo
     }
     const float largest = kernels->max(z, vocab);
     if (largest == -INFINITY) return lowest_allowed(rules, vocab);
-    for (int32_t i = 0; i < vocab; i++) z[i] = z[i] / params->temperature;
+    for (int32_t i = 0; i < vocab && params->temperature != 1.0f; i++) z[i] = z[i] / params->temperature;
     double total = kernels->exp_sum(z, vocab, largest / params->temperature, weights);
     if (params->min_p > 0.0f) {
         total = 0.0;
