@@ -2,9 +2,10 @@
 
 A matmul of one row is held against a plain prefetched read of its weights where they lie, one of many rows against the peak
 of its level's dot product, both measured in turn with it; the larger of the two shares is the one that counts. So is
-attention over each format of the KV cache, at a long context; there, and for rows, the read is over as many bytes. The parts
-of sampling are timed as what they are most of: ``max`` and ``exp_sum`` as the drawing of a token, ``argmax`` as the choice
-of the largest logit after rules were applied; both begin with a copy of the logits.
+attention over each format of the KV cache, at a long context; there, and for rows, the read is over as many bytes.
+
+The parts of sampling are timed as what they are most of: ``max`` and ``exp_sum`` as the drawing of a token, ``argmax`` as
+the choice of the largest logit after rules were applied; both begin with a copy of the logits.
 """
 
 from __future__ import annotations

@@ -21,6 +21,14 @@ static int amd_family(void) {
 #endif
 }
 
+static int has_avx512(void) {
+#ifdef __x86_64__
+    return __builtin_cpu_supports("avx512f");
+#else
+    return 0;
+#endif
+}
+
 /* What was measured, where, is in docs/architecture.md ("How kernels fetch ahead"). */
 Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
     const int family = amd_family(), is_zen_5 = family >= ZEN_5_FAMILY;
@@ -47,7 +55,7 @@ Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
         if (!is_in_l3) fetch.long_strip = 16 << 10;
     } else {
         fetch.one_row = is_in_l3 ? FETCH_NONE : FETCH_L2;
-        fetch.read = is_in_l3 ? FETCH_NONE : FETCH_L1_L2;
+        fetch.read = is_in_l3 || !has_avx512() ? FETCH_NONE : FETCH_L1_L2; /* Zen 4 shares its family with Zen 3 */
     }
     return fetch;
 }

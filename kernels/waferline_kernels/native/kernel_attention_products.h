@@ -12,8 +12,8 @@ enum { MOST_COLUMNS = ATTEND_COLUMNS(1) };
 typedef struct {
     const float *a;
     const uint8_t *b[MOST_COLUMNS]; /* each column's vector 0 */
-    const uint8_t *ahead[2];           /* with bf16 each i asks L2 for line i of both */
-    int64_t a_stride, b_step;          /* floats, bytes from a vector of float32 to the next */
+    const uint8_t *ahead[2];        /* with bf16 each i asks L2 for line i of both */
+    int64_t a_stride, b_step;       /* floats, bytes from a vector of float32 to the next */
     int32_t count;
 } Products;
 
@@ -29,21 +29,6 @@ INLINE Float16 load_kv(const int format, const uint8_t *x, int i, int64_t step) 
     return y;
 }
 
-/* Vectors i and i + 1, i even, of the same: bf16 is loaded once for both. */
-INLINE void load_kv_pair(const int format, const uint8_t *x, int64_t i, int64_t step, Float16 *even, Float16 *odd) {
-    if (format == KV_F32) {
-        *even = load16((const float *)(x + i * step));
-        *odd = load16((const float *)(x + (i + 1) * step));
-        return;
-    }
-    EACH(p) {
-        UintV pairs;
-        memcpy(&pairs, x + i * (LINE_BYTES / 2) + p * sizeof pairs, sizeof pairs);
-        even->v[p] = (FloatV)(pairs << 16);
-        odd->v[p] = (FloatV)(pairs & 0xFFFF0000u);
-    }
-}
-
 /* sums[rows][columns][chains] += a * b: the chains take turns over i. All but `t` and `sums` are constants where this is
  * inlined. */
 INLINE void add_products(const Products *t, const int format, const int rows, const int columns, const int chains,
@@ -55,7 +40,7 @@ INLINE void add_products(const Products *t, const int format, const int rows, co
             if (n > 0 && i + n >= t->count) break;
             Float16 b[2][MOST_COLUMNS]; /* where there is no second of a pair there is room */
 #pragma GCC unroll 8
-            for (int c = 0; c < columns; c++) load_kv_pair(format, t->b[c], i + n, t->b_step, &b[0][c], &b[1][c]);
+            for (int c = 0; c < columns; c++) load_pair(format == KV_BF16, t->b[c], i + n, t->b_step, &b[0][c], &b[1][c]);
 #pragma GCC unroll 2
             for (int k = 0; k < 2; k++) {
                 if (k > 0 && i + n + k == t->count) break;
@@ -84,7 +69,7 @@ INLINE void add_products(const Products *t, const int format, const int rows, co
 #define SHAPES_OF_ROW(r, call) SHAPE(r, 1, call) SHAPE(r, 2, call) SHAPE(r, 3, call) SHAPE(r, 4, call)
 #define SHAPE(r, c, call)                                                                                              \
     case r * 16 + c:                                                                                                   \
-        if (r <= ATTEND_ROWS && c <= ATTEND_COLUMNS(r)) {                                                                \
+        if (r <= ATTEND_ROWS && c <= ATTEND_COLUMNS(r)) {                                                              \
             enum { R = r, C = c };                                                                                     \
             call;                                                                                                      \
         }                                                                                                              \

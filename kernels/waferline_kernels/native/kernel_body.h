@@ -14,6 +14,8 @@
  *   q4_offset            this, made of the sum of the subgroup's activations: lines are unsigned
  *   load_subscales       those of the four subgroups of a group, and
  *   add_scaled           isum + a subgroup's sums times its subscales
+ *   LEVEL_CHAINS,        of q8's sums, LINES_TOGETHER lines at a time, LINES_UNROLL times written out, and of q4
+ *   SUBGROUPS_UNROLL     subgroups: what latency, branches and registers make best
  *   ATTEND_ROWS          query vectors that attention computes together, and
  *   ATTEND_COLUMNS       columns of 16 sums for each of so many rows: what the registers hold
  *   LEVEL_HAS_TILES      where it is defined, many rows, and all of bf16, go through tile registers

@@ -85,17 +85,21 @@ INLINE void some_rows(const Matmul *m, int s, int row, const int rows, const int
         finish_strip(m, s, row, rows, format, FETCH_L2, m->fetch.rows_ahead);
 }
 
+/* How many rows pass over a strip at a time: as many as there are registers for. Sums of floats are two a row. */
+INLINE int most_rows(const int format) {
+    if (LANES == 8 && format == FORMAT_F32) return 3;
+    if (LANES == 8 && format == FORMAT_BF16) return 2; /* and a pair unpacked */
+    return LEVEL_MAX_ROWS;
+}
+
 /* From strip `s` on. Strips outermost: a strip stays in the nearest cache while all rows pass over it. */
 INLINE void several_rows(const Matmul *m, int s, const int format) {
-    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1;
+    const int step = m->epilogue == EPILOGUE_SILU_MUL ? 2 : 1, most = most_rows(format);
     for (; s < m->count; s += step) {
         int row = 0;
-#if LEVEL_MAX_ROWS >= 8
-        for (; row + 8 <= m->rows; row += 8) some_rows(m, s, row, 8, format);
-#endif
-#if LEVEL_MAX_ROWS >= 4
-        for (; row + 4 <= m->rows; row += 4) some_rows(m, s, row, 4, format);
-#endif
+        for (; most >= 8 && row + 8 <= m->rows; row += 8) some_rows(m, s, row, 8, format);
+        for (; most >= 4 && row + 4 <= m->rows; row += 4) some_rows(m, s, row, 4, format);
+        for (; most == 3 && row + 3 <= m->rows; row += 3) some_rows(m, s, row, 3, format);
         for (; row + 2 <= m->rows; row += 2) some_rows(m, s, row, 2, format);
         for (; row < m->rows; row++) some_rows(m, s, row, 1, format);
     }

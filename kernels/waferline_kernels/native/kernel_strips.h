@@ -210,23 +210,8 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
     }
 }
 
-/* The weights of K = k and k + 1 of 16 columns, from float32 [K][16] or bfloat16 [K / 2][16][2]. */
-INLINE void load_pair(const uint8_t *lines, int k, const int format, Float16 *even, Float16 *odd) {
-    if (format == FORMAT_F32) {
-        *even = load16((const float *)lines + k * TILE_N);
-        *odd = load16((const float *)lines + (k + 1) * TILE_N);
-        return;
-    }
-    EACH(p) {
-        UintV pairs;
-        memcpy(&pairs, lines + k / 2 * LINE_BYTES + p * sizeof pairs, sizeof pairs);
-        even->v[p] = (FloatV)(pairs << 16);
-        odd->v[p] = (FloatV)(pairs & 0xFFFF0000u);
-    }
-}
-
-/* The same for float weights: even and odd K in one chain each, added at the end. Where K is odd its last odd weight lies
- * beyond the strip or is padding, and is left out. */
+/* A strip of float weights, `rows` rows from `row`: y[rows]. Even and odd K are summed in one chain each. Where K is odd
+ * its last odd weight lies beyond the strip or is padding, and is left out. */
 INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, const int fetch,
                         int64_t ahead, Float16 *y) {
     const int bytes = format == FORMAT_F32 ? 64 : 32;   /* of 16 weights */
@@ -236,7 +221,7 @@ INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const in
     for (int r = 0; r < rows; r++) evens[r] = odds[r] = splat16(0.0f);
     for (int k = 0; k < m->k; k += 2) {
         Float16 even, odd;
-        load_pair(strip, k, format, &even, &odd);
+        load_pair(format == FORMAT_BF16, strip, k, LINE_BYTES, &even, &odd);
         prefetch_ahead(strip + k * bytes, fetch, ahead);
         if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch, ahead);
 #pragma GCC unroll 8

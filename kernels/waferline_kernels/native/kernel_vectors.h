@@ -143,6 +143,21 @@ INLINE Float16 load_bfloat16(const uint8_t *bits) {
     return y;
 }
 
+/* Vectors i and i + 1, i even, of float32 [n][16], `step` bytes apart, or of bfloat16 [n / 2][16][2], loaded once for both. */
+INLINE void load_pair(const int is_bf16, const uint8_t *x, int64_t i, int64_t step, Float16 *even, Float16 *odd) {
+    if (!is_bf16) {
+        *even = load16((const float *)(x + i * step));
+        *odd = load16((const float *)(x + (i + 1) * step));
+        return;
+    }
+    EACH(p) {
+        UintV pairs;
+        memcpy(&pairs, x + i * (LINE_BYTES / 2) + p * sizeof pairs, sizeof pairs);
+        even->v[p] = (FloatV)(pairs << 16);
+        odd->v[p] = (FloatV)(pairs & 0xFFFF0000u);
+    }
+}
+
 /* Halves are folded onto each other: one tree for every level. */
 #define FOLD(y, width, combine) \
     _Pragma("GCC unroll 8") for (int i = 0; i < width; i++) y[i] = combine(y[i], y[i + width])
