@@ -17,7 +17,7 @@ from waferline_kernels.placement import Placement
 from waferline_kernels.program import Dims, Program
 from waferline_kernels.ring import Finish
 from waferline_kernels.sequences import SPAN
-from waferline_kernels.tiles import BF16, F32, Q4, Q8, TileFormat
+from waferline_kernels.tiles import BF16, F32, Q4, Q8, TILE_N, TileFormat, pack_matrix
 
 FORMATS = [F32, BF16, Q8, Q4]
 SHAPES = [
@@ -73,6 +73,31 @@ def test_a_matmul_equals_numpy(target: str, format: TileFormat, shape: tuple[int
         else:
             # amx splits the activations of bf16 in two bfloat16
             np.testing.assert_allclose(results[0], results[1], rtol=0, atol=2e-4 if format is BF16 else 1e-4)
+
+
+@pytest.mark.parametrize("format", [Q8, Q4], ids=lambda f: f.name)
+@pytest.mark.parametrize("codes", ["lowest", "highest", "both"])
+def test_the_largest_codes_and_activations_are_summed_exactly(target: str, format: TileFormat, codes: str) -> None:
+    """Some levels add them up in 16 bits for a while."""
+    n, k, rng = TILE_N, 256, np.random.default_rng(0)
+    program, weights = matmul_program(n, k, format)
+    signs = [(1, 1, 1, 1), (-1, -1, -1, -1), (1, 1, -1, -1), (-1, -1, 1, 1), (1, -1, 1, -1)]
+    x = np.array([np.resize(row, k) for row in signs] + [rng.choice([-1, 1], k) for _ in range(n - len(signs))])
+    lowest, highest = (0x81, 0x7F) if format is Q8 else (0x00, 0xFF)
+    values = {"lowest": [lowest], "highest": [highest], "both": [lowest, highest]}[codes]
+    strip = rng.choice(np.array(values, np.uint8), format.strip_bytes(k))
+    lines = strip.reshape(-1, 64)
+    for scale_line in lines[:: len(lines) // (1 if format is Q8 else 2)]:
+        scale_line.view(np.uint16)[: 32 if format is Q8 else 16] = 0x3F80  # bfloat16's 1
+    weights = {**weights, "embed": pack_matrix(x.astype(np.float32), F32), "matrix": strip[None]}
+    for rows in (1, 2, 7, n):
+        results = []
+        for name in ("reference", target):
+            with executor_of(name, (program, weights)) as executor:
+                fill_slot(executor, 0, list(range(rows)))
+                executor.run(program, spans((0, 0, rows, rows)), 1)
+                results.append(logits_of(executor, program, rows))
+        assert (results[0] == results[1]).all()
 
 
 @pytest.mark.parametrize("format", [Q8, Q4], ids=lambda f: f.name)
