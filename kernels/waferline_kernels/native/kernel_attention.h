@@ -333,7 +333,7 @@ INLINE void convert_chunk(const Attention *t, Scratch *s) {
 
 enum { CONVERT_VECTORS = 2 * ATTEND_ROWS };
 
-#if ATTEND_ROWS == 4 /* the levels whose registers hold what a block needs of four heads */
+#if ATTEND_ROWS == 4 /* its cases are of up to four heads */
 #include "kernel_attention_narrow.h"
 #endif
 
