@@ -7,7 +7,8 @@
 
 #include "kernel_attention.h"
 
-enum { MAX_CODE = 127 * 128, INT8_ROWS = ATTEND_ROWS / 2, INT8_COLUMNS = ATTEND_COLUMNS(ATTEND_ROWS), LINE_STEP = LINE_BYTES };
+enum { MAX_CODE = 127 * 128, LINE_STEP = LINE_BYTES };
+enum { INT8_ROWS = ATTEND_ROWS / 2, INT8_COLUMNS = ATTEND_COLUMNS(ATTEND_ROWS) };
 
 /* high[n], low[n] and the sum of the codes of x[n], n to whole vectors; returns the scale. */
 INLINE float to_query_codes(const float *x, int n, int8_t *high, int8_t *low, int32_t *sum) {
