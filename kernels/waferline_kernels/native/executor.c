@@ -224,16 +224,14 @@ static void attend_to_all(const Executor *e, Attentions *pending) {
     pending->count = 0;
 }
 
-/* Query heads first .. last - 1 of `rows` rows from row `r` on, a KV head's together. */
-static void add_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t first,
-                      int32_t last, Attentions *pending) {
+/* Query heads first .. last - 1 of those that share `kv_head`, of `rows` rows from row `r` on. */
+static void add_heads(const Executor *e, const Instruction *i, int worker, int32_t r, int32_t rows, int32_t kv_head,
+                      int32_t first, int32_t last, Attentions *pending) {
     const Dims *d = &e->dims;
     const Row *row = &e->rows[r];
-    const int32_t sharing = d->heads / d->kv_heads; /* query heads to a KV head */
-    for (int32_t head = first, end, kv_head = first / sharing; head < last; head = end) {
-        const int32_t kv_end = (kv_head + 1) * sharing;
-        end = kv_end < last ? kv_end : last;
-        if (end > head + ATTEND_VECTORS) end = head + ATTEND_VECTORS;
+    for (int32_t end; first < last; first = end) {
+        const int32_t head = kv_head * (d->heads / d->kv_heads) + first;
+        end = last < first + ATTEND_VECTORS ? last : first + ATTEND_VECTORS;
         if (pending->count == sizeof pending->list / sizeof *pending->list) attend_to_all(e, pending);
         pending->list[pending->count++] = (Attention){
             .kv = kv_tile(e, i->layer, 0, kv_head),
@@ -245,20 +243,25 @@ static void add_heads(const Executor *e, const Instruction *i, int worker, int32
             .context_stride = e->strides[BUFFER_CTX],
             .position = row->position,
             .rows = rows,
-            .heads = end - head,
+            .heads = end - first,
             .head_dim = d->head_dim,
             .scratch = e->workers[worker].attention,
         };
-        kv_head += end == kv_end;
     }
 }
 
-/* The work is a line, heads outermost, of (query head, block of rows), each as long as it costs. A worker does what begins
- * within its even part of the line: so a KV head's keys and values stay with the core that uses them, step after step, and
- * long and short contexts spread evenly. */
+/* `at` along a line of steps as long as `cost` that begins at `begin`: the first step from there on, at most `steps`. */
+static int32_t step_from(int64_t at, int64_t begin, int64_t cost, int32_t steps) {
+    const int64_t step = ceil_div(at - begin, cost);
+    return (int32_t)(step < steps ? step : steps);
+}
+
+/* The work is a line of query heads for each (KV head, block of rows), KV heads outermost, each as long as it costs. A worker
+ * does what begins within its even part of the line: so a KV head's keys and values stay with the core that uses them, step
+ * after step, those of one row at most are read by two, and long and short contexts spread evenly. */
 static void attend(const Executor *e, const Instruction *i, int worker) {
-    const int32_t together = rows_together(e);
-    int64_t head_cost = 0, before = 0;
+    const int32_t together = rows_together(e), sharing = e->dims.heads / e->dims.kv_heads;
+    int64_t head_cost = 0, before = 0; /* of a query head: all rows, those before */
     for (int32_t s = 0; s < e->num_spans; s++)
         for (int32_t j = 0; j < e->spans[s].count; j += together) {
             const int32_t left = e->spans[s].count - j;
@@ -270,9 +273,13 @@ static void attend(const Executor *e, const Instruction *i, int worker) {
     for (int32_t s = 0, r = 0; s < e->num_spans; s++)
         for (int32_t j = 0; j < e->spans[s].count; j += together) {
             const int32_t left = e->spans[s].count - j, rows = left < together ? left : together;
-            const int32_t first = ceil_div(line.begin - before, head_cost), last = ceil_div(line.end - before, head_cost);
-            add_heads(e, i, worker, r, rows, first, last, &pending);
-            before += attention_cost(e->spans[s].start + j, rows);
+            const int64_t cost = attention_cost(e->spans[s].start + j, rows);
+            for (int32_t kv_head = 0; kv_head < e->dims.kv_heads; kv_head++) {
+                const int64_t begin = sharing * (kv_head * head_cost + before);
+                const int32_t first = step_from(line.begin, begin, cost, sharing), last = step_from(line.end, begin, cost, sharing);
+                add_heads(e, i, worker, r, rows, kv_head, first, last, &pending);
+            }
+            before += cost;
             r += rows;
         }
     attend_to_all(e, &pending);
