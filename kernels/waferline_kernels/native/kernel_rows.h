@@ -70,30 +70,41 @@ INLINE int32_t quantize_subgroup(const float *x, int n, float inverse, int8_t *c
 #endif
 }
 
-static void NAMED(quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums) {
-    for (int begin = 0; begin < k; begin += GROUP) {
-        const int end = begin + GROUP < k ? begin + GROUP : k;
-        Int16 largest[2] = {{{{0}}}}; /* bits of magnitudes; two chains, so that latency does not bound them */
-        for (int i = begin; i < end; i += 16) {
-            const Float16 v = load16(x + i);
-            __builtin_prefetch(x + i + ROW_PREFETCH);
-            IntV *y = largest[i / 16 % 2].v;
-            EACH(p) y[p] = larger_int((IntV)v.v[p] & 0x7FFFFFFF, y[p]);
-        }
-        EACH(p) largest[0].v[p] = larger_int(largest[0].v[p], largest[1].v[p]);
-        const int32_t bits = max16_int(largest[0]);
-        float amax;
-        memcpy(&amax, &bits, sizeof amax);
-        const float inverse = amax < 1e-30f ? 0.0f : 127.0f / amax; /* below, it would overflow */
+/* Bits of x[n]'s largest magnitude, n to whole vectors; two chains, so that latency does not bound them. */
+INLINE int32_t largest_magnitude(const float *x, const int n) {
+    Int16 even = splat16_int(0), odd = splat16_int(0);
 #pragma GCC unroll 4
-        for (int i = begin; i < begin + GROUP; i += SUBGROUP) {
-            const int left = end - i;
-            *sums++ = left >= SUBGROUP ? quantize_subgroup(x + i, SUBGROUP, inverse, codes + i)
-                      : left > 0       ? quantize_subgroup(x + i, left, inverse, codes + i)
-                                       : 0;
-        }
-        *scales++ = amax < 1e-30f ? 0.0f : amax / 127.0f;
+    for (int i = 0; i < n; i += 32) {
+        const Float16 v = load16(x + i);
+        __builtin_prefetch(x + i + ROW_PREFETCH);
+        EACH(p) even.v[p] = larger_int((IntV)v.v[p] & 0x7FFFFFFF, even.v[p]);
+        if (i + 16 >= n) break;
+        const Float16 w = load16(x + i + 16);
+        __builtin_prefetch(x + i + 16 + ROW_PREFETCH);
+        EACH(p) odd.v[p] = larger_int((IntV)w.v[p] & 0x7FFFFFFF, odd.v[p]);
     }
+    EACH(p) even.v[p] = larger_int(even.v[p], odd.v[p]);
+    return max16_int(even);
+}
+
+/* x[n] -> codes[n], sums[SUBGROUPS]; returns the scale. */
+INLINE float quantize_group(const float *x, const int n, int8_t *codes, int32_t *sums) {
+    const int32_t bits = largest_magnitude(x, n);
+    float amax;
+    memcpy(&amax, &bits, sizeof amax);
+    const float inverse = amax < MIN_QUANTIZED ? 0.0f : 127.0f / amax; /* below, it would overflow */
+#pragma GCC unroll 4
+    for (int s = 0; s < SUBGROUPS; s++) {
+        const int i = s * SUBGROUP, left = n - i;
+        sums[s] = left <= 0 ? 0 : quantize_subgroup(x + i, left < SUBGROUP ? left : SUBGROUP, inverse, codes + i);
+    }
+    return amax < MIN_QUANTIZED ? 0.0f : amax / 127.0f;
+}
+
+static void NAMED(quantize)(const float *x, int32_t k, int8_t *codes, float *scales, int32_t *sums) {
+    int i = 0;
+    for (; i + GROUP <= k; i += GROUP, sums += SUBGROUPS) *scales++ = quantize_group(x + i, GROUP, codes + i, sums);
+    if (i < k) *scales = quantize_group(x + i, k - i, codes + i, sums);
     memset(codes + round_up(k, 16), 0, round_up(k, 64) - round_up(k, 16));
 }
 
