@@ -64,14 +64,15 @@ def rotate_and_store(state: State, instruction: Any, worker: int) -> None:
 
 @kernel
 def attend(state: State, instruction: Any, worker: int) -> None:
-    """ATTEND: the worker's part of all (head, row) pairs. Whole heads first, so that long contexts spread evenly."""
+    """ATTEND: the worker's part of all (row, head) pairs, KV heads outermost, so that long contexts spread evenly, and the
+    heads that share one together, while its keys and values are in the core's cache."""
     sizes, rows = state.sizes[0], state.step[0]["num_rows"]
     src, src_stride = state.buffer_at[instruction["src"]], state.buffer_stride[instruction["src"]]
     dst, dst_stride = state.buffer_at[instruction["dst"]], state.buffer_stride[instruction["dst"]]
-    head_dim = sizes["head_dim"]
+    head_dim, sharing = sizes["head_dim"], sizes["heads"] // sizes["kv_heads"]
     begin, end = share_of(sizes["heads"] * rows, worker, sizes["num_workers"])
     for pair in range(begin, end):
-        head, row = pair // rows, pair % rows
+        row, head = pair // sharing % rows, pair // (sharing * rows) * sharing + pair % sharing
         query = src + row * src_stride + head * head_dim
         context = dst + row * dst_stride + head * head_dim
         attend_row(state, instruction["layer"], head, row, query, context, state.contexts[worker])
