@@ -90,11 +90,11 @@ def test_the_largest_codes_and_activations_are_summed_exactly(target: str, forma
     for scale_line in lines[:: len(lines) // (1 if format is Q8 else 2)]:
         scale_line.view(np.uint16)[: 32 if format is Q8 else 16] = 0x3F80  # bfloat16's 1
     weights = {**weights, "embed": pack_matrix(x.astype(np.float32), F32), "matrix": strip[None]}
-    for rows in (1, 2, 7, n):
+    for rows in (1, 2, 7, n, 2 * n):
         results = []
         for name in ("reference", target):
             with executor_of(name, (program, weights)) as executor:
-                fill_slot(executor, 0, list(range(rows)))
+                fill_slot(executor, 0, [i % n for i in range(rows)])
                 executor.run(program, spans((0, 0, rows, rows)), 1)
                 results.append(logits_of(executor, program, rows))
         assert (results[0] == results[1]).all()
@@ -121,7 +121,7 @@ def test_from_how_far_weights_come_changes_no_bit(target: str, format: TileForma
     hold."""
     program, weights = matmul_program(101, k, format)
     near = even_placement(program, 2)
-    for rows in (1, 3, 15, 23):
+    for rows in (1, 3, 15, 23, 33):
         results = []
         for room in (0, 3 << 20, 32 << 20):
             placement = Placement(near.shares, tuple(used + room for used in near.arena_bytes))
@@ -136,13 +136,13 @@ def test_from_how_far_weights_come_changes_no_bit(target: str, format: TileForma
 @pytest.mark.parametrize("dims", SHAPES, ids=lambda d: f"{d.heads}x{d.head_dim}")
 def test_a_whole_program_agrees_with_the_reference(target: str, format: TileFormat, dims: Dims) -> None:
     model = random_program(dims, format, tied=dims.layers == 1, bias=dims.layers == 1)
-    tokens = [(i * 5 + 1) % dims.vocab for i in range(21)]
+    tokens = [(i * 5 + 1) % dims.vocab for i in range(35)]
     results = []
     for name in ("reference", target):
         with executor_of(name, model) as executor:
             fill_slot(executor, 0, tokens)
-            executor.run(model[0], spans((0, 0, 21, 21)), 1)
-            results.append(logits_of(executor, model[0], 21))
+            executor.run(model[0], spans((0, 0, 35, 35)), 1)
+            results.append(logits_of(executor, model[0], 35))
     # A code of q8 activations may fall to the other side of a half where float sums differ in the last bit.
     np.testing.assert_allclose(results[0], results[1], rtol=0, atol=0.1 if format.is_quantized else 1e-4)
     assert np.abs(results[0] - results[1]).mean() < (5e-3 if format.is_quantized else 1e-5)

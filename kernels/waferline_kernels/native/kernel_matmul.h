@@ -4,6 +4,9 @@
 
 #include "kernel_strips.h"
 
+#if LANES == 16
+#include "kernel_unpack.h"
+#endif
 #ifdef LEVEL_HAS_TILES
 #include "kernel_tiles.h"
 #endif
@@ -53,26 +56,32 @@ INLINE void one_row(const Matmul *m, const int format) {
         one_by_one(m, s, format, FETCH_L1);
 }
 
-/* Several rows by strips in pairs, as many as pay; returns the strips done. `most` rows pass over two strips at a time, as
- * many as there are registers for. Where rows pass over them more than once, the first pass asks for the first of the next
- * two strips, the second for the second: in one pass both would be more than memory gives in that time. With a single pass
- * pairs pay where nothing need be asked for. */
+/* All rows by strips s and s + 1, `most` at a time, as many as there are registers for. The first pass over them asks for
+ * lines so many bytes from those of strip s, the second likewise; 0: for none. */
+INLINE void rows_by_pair(const Matmul *m, int s, const int most, const int format, int64_t first_ahead, int64_t second_ahead) {
+    int row = 0;
+    for (; row + most <= m->rows; row += most) {
+        const int64_t ahead = row == 0 ? first_ahead : row == most ? second_ahead : 0;
+        if (ahead)
+            finish_two_strips(m, s, row, most, format, FETCH_L2, ahead);
+        else
+            finish_two_strips(m, s, row, most, format, FETCH_NONE, 0);
+    }
+    for (; most > 4 && row + 4 <= m->rows; row += 4) finish_two_strips(m, s, row, 4, format, FETCH_NONE, 0);
+    for (; row + 2 <= m->rows; row += 2) finish_two_strips(m, s, row, 2, format, FETCH_NONE, 0);
+    for (; row < m->rows; row++) finish_two_strips(m, s, row, 1, format, FETCH_NONE, 0);
+}
+
+/* Several rows by strips in pairs, as many as pay; returns the strips done. Where rows pass over them more than once, the
+ * first pass asks for the first of the next two strips, the second for the second: in one pass both would be more than
+ * memory gives in that time. With a single pass pairs pay where nothing need be asked for. */
 INLINE int pairs_of_strips(const Matmul *m, const int format) {
     int s = 0;
 #if LEVEL_MAX_ROWS >= 8 && !defined(LEVEL_HAS_TILES)
     const int most = format == FORMAT_Q8 ? 8 : 4, asks = m->rows >= 2 * most;
     if ((format != FORMAT_Q8 && format != FORMAT_Q4) || (!asks && m->fetch.rows != FETCH_NONE)) return 0;
-    for (; s + 2 <= m->count; s += 2) {
-        int row = 0;
-        for (; row + most <= m->rows; row += most)
-            if (asks)
-                finish_two_strips(m, s, row, most, format, FETCH_L2, (2 + row / most % 2) * m->strip_bytes);
-            else
-                finish_two_strips(m, s, row, most, format, FETCH_NONE, 0);
-        for (; most > 4 && row + 4 <= m->rows; row += 4) finish_two_strips(m, s, row, 4, format, FETCH_NONE, 0);
-        for (; row + 2 <= m->rows; row += 2) finish_two_strips(m, s, row, 2, format, FETCH_NONE, 0);
-        for (; row < m->rows; row++) finish_two_strips(m, s, row, 1, format, FETCH_NONE, 0);
-    }
+    for (; s + 2 <= m->count; s += 2)
+        rows_by_pair(m, s, most, format, asks ? 2 * m->strip_bytes : 0, asks ? 3 * m->strip_bytes : 0);
 #endif
     return s;
 }
@@ -105,8 +114,38 @@ INLINE void several_rows(const Matmul *m, int s, const int format) {
     }
 }
 
-/* One row and pairs of strips are functions of their own: in one with everything else the compiler kept pointers in vector
- * registers and counters in memory, and a row took 2 to 14% longer. */
+/* From so many rows on two strips of q4 are unpacked to q8 first: a product then has half as many instructions beside it,
+ * which pays for those of unpacking. Whether these are so many; then they are done. The first pass over a pair asks for the
+ * next, which is about as long as one strip unpacked. */
+INLINE int many_rows_unpacked(const Matmul *m, const int format) {
+#if LANES == 16 && !defined(LEVEL_HAS_TILES)
+    enum { MIN_UNPACKED_ROWS = 24 };
+    if (format != FORMAT_Q4 || m->rows < MIN_UNPACKED_ROWS) return 0;
+    const int64_t offsets_bytes = m->rows * ((m->k + GROUP - 1) / GROUP) * sizeof(int32_t);
+    uint8_t *strips = m->scratch + round_up(offsets_bytes, LINE_BYTES); /* [2][q8.strip_bytes] */
+    Matmul q8 = *m;
+    q8.strips = strips;
+    q8.strip_bytes = q8_strip_bytes(m->k);
+    make_offsets(&q8, FORMAT_Q8);
+    for (int s = 0; s < m->count; s += 2) {
+        q8.count = s + 1 < m->count ? 2 : 1;
+        for (int j = 0; j < q8.count; j++)
+            unpack_strip(m->strips + (s + j) * m->strip_bytes, m->k, strips + j * q8.strip_bytes);
+        q8.dst = output_of(m, s, 0);
+        if (m->bias) q8.bias = m->bias + s * TILE_N;
+        if (q8.count == 2)
+            rows_by_pair(&q8, 0, LEVEL_MAX_ROWS, FORMAT_Q8, m->strips + (s + 2) * m->strip_bytes - strips, 0);
+        else
+            several_rows(&q8, 0, FORMAT_Q8);
+    }
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* One row, pairs of strips and many rows are functions of their own: in one with everything else the compiler kept pointers
+ * in vector registers and counters in memory, and a row took 2 to 14% longer. */
 #define NOINLINE static __attribute__((noinline))
 
 #define DEFINE_MATMUL(name, format)                                                                                         \
@@ -116,8 +155,11 @@ INLINE void several_rows(const Matmul *m, int s, const int format) {
     NOINLINE int pairs_##name(const Matmul *m) {                                                                            \
         return pairs_of_strips(m, format);                                                                                  \
     }                                                                                                                       \
+    NOINLINE int unpacked_##name(const Matmul *m) {                                                                         \
+        return many_rows_unpacked(m, format);                                                                               \
+    }                                                                                                                       \
     static void NAMED(matmul_##name##_64x16)(const Matmul *m) {                                                             \
-        if (through_tiles(m, format)) return;                                                                               \
+        if (through_tiles(m, format) || unpacked_##name(m)) return;                                                         \
         if (has_offsets(format)) make_offsets(m, format);                                                                   \
         if (m->rows == 1)                                                                                                   \
             one_row_##name(m);                                                                                              \

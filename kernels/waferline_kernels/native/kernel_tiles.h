@@ -8,7 +8,9 @@
 #ifndef WAFERLINE_KERNEL_TILES_H
 #define WAFERLINE_KERNEL_TILES_H
 
-enum { MIN_TILE_ROWS = 5, TILE_ROWS = 16, TILE_K = 64, TILE_BYTES = TILE_K * TILE_N, GROUP_BYTES = GROUP * TILE_N };
+#include "kernel_unpack.h"
+
+enum { MIN_TILE_ROWS = 5, TILE_ROWS = 16, TILE_K = 64, TILE_BYTES = TILE_K * TILE_N };
 enum { TILE_PREFETCH_BYTES = 4096, MOST_RESIDENT_CODES = 1 << 20 };
 
 /* The operand of ldtilecfg, palette 1. */
@@ -41,55 +43,14 @@ typedef struct {
     int8_t *unpacked[2]; /* of q4: [groups][GROUP_BYTES], or where all rows pass at once, [2][GROUP_BYTES] */
 } TileStrips;
 
-/* Up to SUBGROUP K of q4, lines of codes [16][4] in halves, times their subscales: int8 [K / 4][16][4]. A code times a
- * magnitude stays below 128, so 16-bit products of byte pairs do not carry; -x is ~x + 1, and the 1 is in the zero point
- * that is taken off. */
-INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, __m512i subscales, int8_t *tiles) {
-    const __m512i both = _mm512_or_si512(subscales, _mm512_slli_epi32(subscales, 16)); /* int16 [16][2] */
-    const __m512i factor = _mm512_abs_epi16(both), sign = _mm512_srai_epi16(both, 15);
-    const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi16(factor, 8)), 3);
-    const __m512i zero = _mm512_xor_si512(zero_points, sign); /* int8 [16][4] */
-#pragma GCC unroll 4
-    for (int line = 0; line < num_lines; line++) {
-        const __m512i pairs = _mm512_loadu_si512(lines + line * LINE_BYTES), nibble = _mm512_set1_epi8(15);
-        Line low = _mm512_and_si512(pairs, nibble);
-        Line high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
-        prefetch_ahead(lines + line * LINE_BYTES, FETCH_L1, NEAR_BYTES);
-        low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
-        high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
-        _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);
-        _mm512_storeu_si512(tiles + (2 * line + 1) * LINE_BYTES, high);
-    }
-}
-
-/* Subgroup `sub` of group g of a q4 strip, its codes times subscales, into int8 [GROUP_BYTES]. */
-INLINE void unpack_group(const uint8_t *strip, int g, int sub, int k, int8_t *tiles) {
-    enum { FULL = SUBGROUP / Q4_LINE_K };
-    const uint8_t *scale_line = strip + g * (Q4_BLOCK_LINES + 1) * LINE_BYTES;
-    const uint8_t *lines = scale_line + (1 + sub * FULL) * LINE_BYTES;
-    const int num_lines = (k - g * GROUP - sub * SUBGROUP + Q4_LINE_K - 1) / Q4_LINE_K;
-    Int16 subscales[SUBGROUPS];
-    load_subscales(scale_line, subscales);
-    const __m512i subscale = (__m512i)subscales[sub].v[0];
-    if (num_lines >= FULL)
-        unpack_subgroup(lines, FULL, subscale, tiles + sub * SUBGROUP * TILE_N);
-    else if (num_lines > 0)
-        unpack_subgroup(lines, num_lines, subscale, tiles + sub * SUBGROUP * TILE_N);
-    __asm__ volatile("" : : : "memory"); /* gcc 12 does not know that tileloadd reads memory */
-}
-
-INLINE const uint8_t *group_line(const uint8_t *strip, int g, const int format) {
-    return strip + (format == FORMAT_Q4 ? g * (Q4_BLOCK_LINES + 1) : g / 2 * (Q8_BLOCK_LINES + 1)) * LINE_BYTES;
-}
-
 /* Where group g of strip j lies for the tile registers. */
 INLINE const int8_t *group_weights(const TileStrips *w, int j, int g, const int format, const int passes_once) {
     if (format == FORMAT_Q4) return w->unpacked[j] + (passes_once ? g % 2 : g) * GROUP_BYTES;
-    return (const int8_t *)group_line(w->strips[j], g, format) + LINE_BYTES + g % 2 * GROUP_BYTES;
+    return (const int8_t *)w->strips[j] + group_offset(g, format) + LINE_BYTES + g % 2 * GROUP_BYTES;
 }
 
 INLINE __m512 group_scales(const TileStrips *w, int j, int g, const int format) {
-    return (__m512)load_bfloat16(group_line(w->strips[j], g, format) + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0)).v[0];
+    return (__m512)load_bfloat16(w->strips[j] + group_offset(g, format) + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0)).v[0];
 }
 
 /* tmm[acc] to sums, int32 [16][16], and zeros to it; the registers are named by constants. */
@@ -165,7 +126,7 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
         /* beyond the end of its strip each of the two goes on with the strip after next */
         const int is_near_end = (const uint8_t *)weights[0] + TILE_PREFETCH_BYTES >= w->strips[0] + m->strip_bytes;
         const int64_t distance = TILE_PREFETCH_BYTES + (is_near_end ? m->strip_bytes : 0);
-        const uint8_t *next = group_line(w->strips[0], g, format) + (format == FORMAT_Q8 ? g % 2 * GROUP_BYTES : 0);
+        const uint8_t *next = w->strips[0] + group_offset(g, format) + (format == FORMAT_Q8 ? g % 2 * GROUP_BYTES : 0);
         for (int line = group_lines * pass / passes; !passes_once && line < group_lines * (pass + 1) / passes; line++)
             for (int j = 2; j < 4; j++) __builtin_prefetch(next + j * m->strip_bytes + line * LINE_BYTES, 0, 2);
         prefetch_outputs(m, s, row + tiles * tile_rows * g / groups, row + tiles * tile_rows * (g + 1) / groups);

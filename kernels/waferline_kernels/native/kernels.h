@@ -41,12 +41,19 @@ static inline int64_t larger_of(int64_t a, int64_t b) {
     return a > b ? a : b;
 }
 
+/* Of a strip of q8. */
+static inline int64_t q8_strip_bytes(int64_t k) {
+    const int64_t lines = round_up(k, Q8_LINE_K) / Q8_LINE_K;
+    return (lines + round_up(lines, Q8_BLOCK_LINES) / Q8_BLOCK_LINES) * LINE_BYTES;
+}
+
 /* Room for those; or for two strips unpacked to int8 [group][128 / 4][16][4] and the activations' scales by groups; or for
- * offsets, int32 [rows][groups][SUBGROUPS]. */
+ * offsets, int32 [rows][groups][SUBGROUPS]; or for those of whole groups and two strips of q8 and a line. */
 static inline int64_t scratch_bytes(int64_t rows, int64_t k) {
     const int64_t groups = round_up(k, GROUP) / GROUP, tile_rows = round_up(rows, 2 * 16) * sizeof(float);
-    const int64_t unpacked = groups * (2 * GROUP * TILE_N + tile_rows), offsets = rows * groups * SUBGROUPS * sizeof(int32_t);
-    return larger_of(BF16_SUMS_BYTES, larger_of(unpacked, offsets));
+    const int64_t unpacked = groups * (2 * GROUP * TILE_N + tile_rows), offsets = rows * groups * sizeof(int32_t);
+    const int64_t as_q8 = round_up(offsets, LINE_BYTES) + 2 * q8_strip_bytes(k) + LINE_BYTES;
+    return larger_of(larger_of(BF16_SUMS_BYTES, as_q8), larger_of(unpacked, SUBGROUPS * offsets));
 }
 
 /* Rows of `split`: two halves of two bytes each. */

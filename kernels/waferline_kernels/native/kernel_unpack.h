@@ -1,0 +1,62 @@
+/* Strips of q4 unpacked to int8, codes times subscales, for rows so many that products are what takes time. */
+#ifndef WAFERLINE_KERNEL_UNPACK_H
+#define WAFERLINE_KERNEL_UNPACK_H
+
+#include "kernel_strips.h"
+
+enum { GROUP_BYTES = GROUP * TILE_N };
+
+/* Of a strip, where the scale line of group g of K lies; of q8 that of two groups. */
+INLINE int64_t group_offset(int g, const int format) {
+    return (format == FORMAT_Q4 ? g * (Q4_BLOCK_LINES + 1) : g / 2 * (Q8_BLOCK_LINES + 1)) * LINE_BYTES;
+}
+
+/* Up to SUBGROUP K of q4, lines of codes [16][4] in halves, times their subscales: int8 [K / 4][16][4]. A code times a
+ * magnitude stays below 128, so 16-bit products of byte pairs do not carry; -x is ~x + 1, and the 1 is in the zero point
+ * that is taken off. */
+INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, __m512i subscales, int8_t *tiles) {
+    const __m512i both = _mm512_or_si512(subscales, _mm512_slli_epi32(subscales, 16)); /* int16 [16][2] */
+    const __m512i factor = _mm512_abs_epi16(both), sign = _mm512_srai_epi16(both, 15);
+    const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi16(factor, 8)), 3);
+    const __m512i zero = _mm512_xor_si512(zero_points, sign); /* int8 [16][4] */
+#pragma GCC unroll 4
+    for (int line = 0; line < num_lines; line++) {
+        const __m512i pairs = _mm512_loadu_si512(lines + line * LINE_BYTES), nibble = _mm512_set1_epi8(15);
+        Line low = _mm512_and_si512(pairs, nibble);
+        Line high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
+        prefetch_ahead(lines + line * LINE_BYTES, FETCH_L1, NEAR_BYTES);
+        low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
+        high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
+        _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);
+        _mm512_storeu_si512(tiles + (2 * line + 1) * LINE_BYTES, high);
+    }
+}
+
+/* Subgroup `sub` of group g of a q4 strip, its codes times subscales, into int8 [GROUP_BYTES]. */
+INLINE void unpack_group(const uint8_t *strip, int g, int sub, int k, int8_t *tiles) {
+    enum { FULL = SUBGROUP / Q4_LINE_K };
+    const uint8_t *scale_line = strip + group_offset(g, FORMAT_Q4);
+    const uint8_t *lines = scale_line + (1 + sub * FULL) * LINE_BYTES;
+    const int num_lines = (k - g * GROUP - sub * SUBGROUP + Q4_LINE_K - 1) / Q4_LINE_K;
+    Int16 subscales[SUBGROUPS];
+    load_subscales(scale_line, subscales);
+    const __m512i subscale = (__m512i)subscales[sub].v[0];
+    if (num_lines >= FULL)
+        unpack_subgroup(lines, FULL, subscale, tiles + sub * SUBGROUP * TILE_N);
+    else if (num_lines > 0)
+        unpack_subgroup(lines, num_lines, subscale, tiles + sub * SUBGROUP * TILE_N);
+    __asm__ volatile("" : : : "memory"); /* gcc 12 does not know that tileloadd reads memory */
+}
+
+/* A strip of q4 as one of q8, which gives the same sums: its codes are within int8, its scales the same. Up to a line more
+ * than such a strip has is written. */
+INLINE void unpack_strip(const uint8_t *strip, int k, uint8_t *q8) {
+    for (int g = 0; g * GROUP < k; g++) {
+        uint8_t *scale_line = q8 + group_offset(g, FORMAT_Q8);
+        memcpy(scale_line + g % 2 * TILE_N * 2, strip + group_offset(g, FORMAT_Q4), TILE_N * 2);
+        for (int sub = 0; sub < SUBGROUPS; sub++)
+            unpack_group(strip, g, sub, k, (int8_t *)scale_line + LINE_BYTES + g % 2 * GROUP_BYTES);
+    }
+}
+
+#endif
