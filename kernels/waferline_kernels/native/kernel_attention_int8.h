@@ -23,7 +23,7 @@ INLINE float to_query_codes(const float *x, int n, int8_t *high, int8_t *low, in
         const Float16 v = load16(x + i);
         EACH(p) {
             const FloatV shifted = v.v[p] * inverse + 12582912.0f; /* round_even, with the integer in the low bits */
-            const IntV code = (IntV)shifted - 0x4B400000, upper = (code + 64) >> 7;
+            const IntV code = ((IntV)shifted & 0x7FFFFF) - 0x400000, upper = (code + 64) >> 7; /* of NaN 0 */
             const CodeV high_bytes = __builtin_convertvector(upper, CodeV);
             const CodeV low_bytes = __builtin_convertvector(code - (upper << 7), CodeV);
             memcpy(high + i + p * LANES, &high_bytes, sizeof high_bytes);
@@ -31,10 +31,7 @@ INLINE float to_query_codes(const float *x, int n, int8_t *high, int8_t *low, in
             sums.v[p] = sums.v[p] + code;
         }
     }
-    int32_t total[16];
-    memcpy(total, &sums, sizeof total);
-    *sum = 0;
-    for (int i = 0; i < 16; i++) *sum += total[i];
+    *sum = sum16_int(sums);
     return amax < MIN_QUANTIZED ? 0.0f : amax / MAX_CODE;
 }
 

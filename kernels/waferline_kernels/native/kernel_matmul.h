@@ -29,7 +29,7 @@ INLINE void one_by_one(const Matmul *m, int s, const int format, const int fetch
     Float16 gate = splat16(0.0f);
     for (; s < m->count; s++) {
         Float16 y;
-        multiply_strip(m, m->strips + s * m->strip_bytes, 0, 1, format, fetch, m->fetch.one_ahead, &y);
+        multiply_strips(m, m->strips + s * m->strip_bytes, 0, 1, 1, format, fetch, m->fetch.one_ahead, &y);
         if (!is_pair)
             finish_row(m, s, 0, y, y);
         else if (s % 2 == 0)
@@ -72,14 +72,19 @@ INLINE void rows_by_pair(const Matmul *m, int s, const int most, const int forma
     for (; row < m->rows; row++) finish_two_strips(m, s, row, 1, format, FETCH_NONE, 0);
 }
 
-/* Several rows by strips in pairs, as many as pay; returns the strips done. Where rows pass over them more than once, the
- * first pass asks for the first of the next two strips, the second for the second: in one pass both would be more than
- * memory gives in that time. With a single pass pairs pay where nothing need be asked for. */
+/* From how many rows on pairs of strips pay whose lines have to be asked for. */
+INLINE int least_rows_of_pairs(const int format) {
+    return format == FORMAT_Q4 ? 8 : format == FORMAT_F32 ? 64 : 16;
+}
+
+/* Several rows by strips in pairs, as many as pay; returns the strips done. The first pass over them asks for the first of
+ * the next two strips, the second for the second: in one pass both would be more than memory gives in that time. Fewer rows
+ * pay where nothing need be asked for. */
 INLINE int pairs_of_strips(const Matmul *m, const int format) {
     int s = 0;
 #if LEVEL_MAX_ROWS >= 8 && !defined(LEVEL_HAS_TILES)
-    const int most = format == FORMAT_Q8 ? 8 : 4, asks = m->rows >= 2 * most;
-    if ((format != FORMAT_Q8 && format != FORMAT_Q4) || (!asks && m->fetch.rows != FETCH_NONE)) return 0;
+    const int most = format == FORMAT_Q8 ? 8 : 4, asks = m->rows >= least_rows_of_pairs(format);
+    if (!asks && m->fetch.rows != FETCH_NONE) return 0;
     for (; s + 2 <= m->count; s += 2)
         rows_by_pair(m, s, most, format, asks ? 2 * m->strip_bytes : 0, asks ? 3 * m->strip_bytes : 0);
 #endif

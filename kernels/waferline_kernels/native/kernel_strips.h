@@ -210,38 +210,45 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
     }
 }
 
-/* A strip of float weights, `rows` rows from `row`: y[rows]. Even and odd K are summed in one chain each. Where K is odd
- * its last odd weight lies beyond the strip or is padding, and is left out. */
-INLINE void float_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format, const int fetch,
-                        int64_t ahead, Float16 *y) {
+/* `strips` strips of float weights from `strip`, `rows` rows from `row`: y[strips][rows]. Even and odd K are summed in one
+ * chain each. Where K is odd its last odd weight lies beyond the strip or is padding, and is left out. */
+INLINE void float_strips(const Matmul *m, const uint8_t *strip, int row, const int rows, const int strips, const int format,
+                         const int fetch, int64_t ahead, Float16 *y) {
     const int bytes = format == FORMAT_F32 ? 64 : 32;   /* of 16 weights */
     const float *x = m->x + (int64_t)row * m->x_stride; /* [rows][x_stride] */
-    Float16 evens[LEVEL_MAX_ROWS], odds[LEVEL_MAX_ROWS];
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) evens[r] = odds[r] = splat16(0.0f);
-    for (int k = 0; k < m->k; k += 2) {
-        Float16 even, odd;
-        load_pair(format == FORMAT_BF16, strip, k, LINE_BYTES, &even, &odd);
-        prefetch_ahead(strip + k * bytes, fetch, ahead);
-        if (format == FORMAT_F32) prefetch_ahead(strip + (k + 1) * bytes, fetch, ahead);
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            EACH(p) evens[r].v[p] = multiply_add(even.v[p], splat(x[r * m->x_stride + k]), evens[r].v[p]);
+    Float16 evens[MOST_SUMS], odds[MOST_SUMS];          /* [strips][rows] */
+#pragma GCC unroll 16
+    for (int n = 0; n < strips * rows; n++) evens[n] = odds[n] = splat16(0.0f);
+    for (int k = 0; k < m->k; k += 2, strip += 2 * bytes) {
+        Float16 even[2], odd[2]; /* [strips] */
+#pragma GCC unroll 2
+        for (int j = 0; j < strips; j++)
+            load_pair(format == FORMAT_BF16, strip + j * m->strip_bytes, 0, LINE_BYTES, &even[j], &odd[j]);
+        prefetch_ahead(strip, fetch, ahead);
+        if (format == FORMAT_F32) prefetch_ahead(strip + bytes, fetch, ahead);
+#pragma GCC unroll 16
+        for (int n = 0; n < strips * rows; n++) {
+            const FloatV a = splat(x[n % rows * m->x_stride + k]);
+            EACH(p) evens[n].v[p] = multiply_add(even[n / rows].v[p], a, evens[n].v[p]);
+        }
         if (k + 1 == m->k) break;
-#pragma GCC unroll 8
-        for (int r = 0; r < rows; r++)
-            EACH(p) odds[r].v[p] = multiply_add(odd.v[p], splat(x[r * m->x_stride + k + 1]), odds[r].v[p]);
+#pragma GCC unroll 16
+        for (int n = 0; n < strips * rows; n++) {
+            const FloatV a = splat(x[n % rows * m->x_stride + k + 1]);
+            EACH(p) odds[n].v[p] = multiply_add(odd[n / rows].v[p], a, odds[n].v[p]);
+        }
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < rows; r++) EACH(p) y[r].v[p] = evens[r].v[p] + odds[r].v[p];
+#pragma GCC unroll 16
+    for (int n = 0; n < strips * rows; n++) EACH(p) y[n].v[p] = evens[n].v[p] + odds[n].v[p];
 }
 
-INLINE void multiply_strip(const Matmul *m, const uint8_t *strip, int row, const int rows, const int format,
-                           const int fetch, int64_t ahead, Float16 *y) {
+/* Of any format. */
+INLINE void multiply_strips(const Matmul *m, const uint8_t *strip, int row, const int rows, const int strips,
+                            const int format, const int fetch, int64_t ahead, Float16 *y) {
     if (format == FORMAT_Q8 || format == FORMAT_Q4)
-        quantized_strips(m, strip, row, rows, 1, format, fetch, ahead, y);
+        quantized_strips(m, strip, row, rows, strips, format, fetch, ahead, y);
     else
-        float_strip(m, strip, row, rows, format, fetch, ahead, y);
+        float_strips(m, strip, row, rows, strips, format, fetch, ahead, y);
 }
 
 /* Where row `row` of strip s is stored to; for SILU_MUL that of strips s and s + 1. */
@@ -280,18 +287,19 @@ INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const 
                          int64_t ahead) {
     Float16 y[LEVEL_MAX_ROWS], up[LEVEL_MAX_ROWS] = {0};
     const uint8_t *strip = m->strips + s * m->strip_bytes;
-    multiply_strip(m, strip, row, rows, format, fetch, ahead, y);
-    if (m->epilogue == EPILOGUE_SILU_MUL) multiply_strip(m, strip + m->strip_bytes, row, rows, format, fetch, ahead, up);
+    multiply_strips(m, strip, row, rows, 1, format, fetch, ahead, y);
+    if (m->epilogue == EPILOGUE_SILU_MUL)
+        multiply_strips(m, strip + m->strip_bytes, row, rows, 1, format, fetch, ahead, up);
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
-/* Two strips, of quantised weights: they share the loads of activations. Where they ask for lines, each of the first strip's
+/* Two strips: they share the loads of activations. Where they ask for lines, each of the first strip's
  * asks for one. */
 INLINE void finish_two_strips(const Matmul *m, int s, int row, const int rows, const int format, const int fetch,
                               int64_t ahead) {
     Float16 y[MOST_SUMS]; /* [2][rows] */
     if (rows > 1) prefetch_outputs(m, s, row, row + rows);
-    quantized_strips(m, m->strips + s * m->strip_bytes, row, rows, 2, format, fetch, ahead, y);
+    multiply_strips(m, m->strips + s * m->strip_bytes, row, rows, 2, format, fetch, ahead, y);
     for (int r = 0; r < rows; r++) {
         finish_row(m, s, row + r, y[r], y[rows + r]);
         if (m->epilogue != EPILOGUE_SILU_MUL) finish_row(m, s + 1, row + r, y[rows + r], y[rows + r]);

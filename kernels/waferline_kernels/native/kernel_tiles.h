@@ -183,7 +183,7 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
 }
 
 /* Tiles of rows first .. end - 1 times all strips. */
-INLINE void multiply_strips(const Matmul *m, const TileRows *rows, int first, int end, const int tile_rows, const int format) {
+INLINE void multiply_tile_strips(const Matmul *m, const TileRows *rows, int first, int end, const int tile_rows, const int format) {
     const int groups = (m->k + GROUP - 1) / GROUP, passes = (end - first + 1) / 2;
     for (int s = 0; s < m->count; s += 2) {
         TileStrips w;
@@ -210,7 +210,7 @@ INLINE void multiply_row_blocks(const Matmul *m, const TileRows *rows, const int
     const int block = fitting > 2 ? fitting : 2;
     configure_tiles(tile_rows);
     for (int first = 0; first < rows->tiles; first += block)
-        multiply_strips(m, rows, first, first + block < rows->tiles ? first + block : rows->tiles, tile_rows, format);
+        multiply_tile_strips(m, rows, first, first + block < rows->tiles ? first + block : rows->tiles, tile_rows, format);
     _tile_release();
 }
 
