@@ -14,8 +14,8 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("kernels/waferline_kernels/native")
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", "-pthread"]
-# Python's own flags have -fwrapv, with which the kernels' loops count less freely: 3 to 5% of a decoded token. Cython's
-# file keeps it.
+# Python's own flags have -fwrapv, which leaves loops slower ways to count: 2 to 6% of a decoded token. Cython's file
+# keeps it.
 NO_WRAP = ["-fno-wrapv"]
 # -march levels and not single features, so that a CFLAGS=-march=native of the user's cannot leak into the base files.
 X86_BASE = ["-march=x86-64", "-mtune=generic"]
