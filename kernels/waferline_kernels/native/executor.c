@@ -276,7 +276,8 @@ static void attend(const Executor *e, const Instruction *i, int worker) {
             const int64_t cost = attention_cost(e->spans[s].start + j, rows);
             for (int32_t kv_head = 0; kv_head < e->dims.kv_heads; kv_head++) {
                 const int64_t begin = sharing * (kv_head * head_cost + before);
-                const int32_t first = step_from(line.begin, begin, cost, sharing), last = step_from(line.end, begin, cost, sharing);
+                const int32_t first = step_from(line.begin, begin, cost, sharing);
+                const int32_t last = step_from(line.end, begin, cost, sharing);
                 add_heads(e, i, worker, r, rows, kv_head, first, last, &pending);
             }
             before += cost;

@@ -293,8 +293,7 @@ INLINE void finish_strip(const Matmul *m, int s, int row, const int rows, const 
     for (int r = 0; r < rows; r++) finish_row(m, s, row + r, y[r], up[r]);
 }
 
-/* Two strips: they share the loads of activations. Where they ask for lines, each of the first strip's
- * asks for one. */
+/* Two strips: they share the loads of activations. Where they ask for lines, each of the first strip's asks for one. */
 INLINE void finish_two_strips(const Matmul *m, int s, int row, const int rows, const int format, const int fetch,
                               int64_t ahead) {
     Float16 y[MOST_SUMS]; /* [2][rows] */

@@ -183,7 +183,8 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
 }
 
 /* Tiles of rows first .. end - 1 times all strips. */
-INLINE void multiply_tile_strips(const Matmul *m, const TileRows *rows, int first, int end, const int tile_rows, const int format) {
+INLINE void multiply_tile_strips(const Matmul *m, const TileRows *rows, int first, int end, const int tile_rows,
+                                 const int format) {
     const int groups = (m->k + GROUP - 1) / GROUP, passes = (end - first + 1) / 2;
     for (int s = 0; s < m->count; s += 2) {
         TileStrips w;
