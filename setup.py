@@ -22,6 +22,7 @@ X86_BASE = ["-march=x86-64", "-mtune=generic"]
 AVX512 = ["-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"]
 LEVEL_FLAGS = {
     "kernels_avx2": ["-march=x86-64-v3"],
+    "kernels_avxvnni": ["-march=x86-64-v3", "-mavxvnni"],
     "kernels_avx512": AVX512,
     "kernels_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
 }

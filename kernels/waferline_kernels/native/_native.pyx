@@ -70,8 +70,9 @@ cdef extern from *:
     #ifdef __x86_64__
         __builtin_cpu_init();
         const int has_vnni = __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni");
-        if (level == 3 && has_vnni && __builtin_cpu_supports("avx512bf16") && amx_permit()) return &kernels_amx;
-        if (level == 2 && has_vnni) return &kernels_avx512;
+        if (level == 4 && has_vnni && __builtin_cpu_supports("avx512bf16") && amx_permit()) return &kernels_amx;
+        if (level == 3 && has_vnni) return &kernels_avx512;
+        if (level == 2 && __builtin_cpu_supports("x86-64-v3") && __builtin_cpu_supports("avxvnni")) return &kernels_avxvnni;
         if (level == 1 && __builtin_cpu_supports("x86-64-v3")) return &kernels_avx2;
     #endif
         return level == 0 ? &kernels_base : 0;
@@ -189,7 +190,7 @@ cdef struct StripsToLoad:
     const uint8_t *strips
     int tensor
 
-LEVELS = ("base", "avx2", "avx512", "amx")
+LEVELS = ("base", "avx2", "avxvnni", "avx512", "amx")
 STRUCT_SIZES = {
     "Instruction": sizeof(Instruction),
     "Share": sizeof(Share),

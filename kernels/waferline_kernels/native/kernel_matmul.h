@@ -4,7 +4,7 @@
 
 #include "kernel_strips.h"
 
-#if LANES == 16
+#ifdef LEVEL_HAS_VNNI
 #include "kernel_unpack.h"
 #endif
 #ifdef LEVEL_HAS_TILES
@@ -44,7 +44,7 @@ INLINE void one_row(const Matmul *m, const int format) {
     const int is_long = format != FORMAT_Q4 && m->strip_bytes >= m->fetch.long_strip;
     const int fetch = is_long ? FETCH_NONE : m->fetch.one_row;
     int s = 0;
-    if (LANES == TILE_N && format != FORMAT_Q4 && m->fetch.in_pairs)
+    if (LANES >= 8 && format != FORMAT_Q4 && m->fetch.in_pairs)
         for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE, 0);
     if (fetch == FETCH_NONE)
         one_by_one(m, s, format, FETCH_NONE);
@@ -112,6 +112,7 @@ INLINE void several_rows(const Matmul *m, int s, const int format) {
     for (; s < m->count; s += step) {
         int row = 0;
         for (; most >= 8 && row + 8 <= m->rows; row += 8) some_rows(m, s, row, 8, format);
+        for (; most == 6 && row + 6 <= m->rows; row += 6) some_rows(m, s, row, 6, format);
         for (; most >= 4 && row + 4 <= m->rows; row += 4) some_rows(m, s, row, 4, format);
         for (; most == 3 && row + 3 <= m->rows; row += 3) some_rows(m, s, row, 3, format);
         for (; row + 2 <= m->rows; row += 2) some_rows(m, s, row, 2, format);
@@ -123,7 +124,7 @@ INLINE void several_rows(const Matmul *m, int s, const int format) {
  * which pays for those of unpacking. Whether these are so many; then they are done. The first pass over a pair asks for the
  * next, which is about as long as one strip unpacked. */
 INLINE int many_rows_unpacked(const Matmul *m, const int format) {
-#if LANES == 16 && !defined(LEVEL_HAS_TILES)
+#if defined(LEVEL_HAS_VNNI) && !defined(LEVEL_HAS_TILES)
     enum { MIN_UNPACKED_ROWS = 24 };
     if (format != FORMAT_Q4 || m->rows < MIN_UNPACKED_ROWS) return 0;
     const int64_t offsets_bytes = m->rows * ((m->k + GROUP - 1) / GROUP) * sizeof(int32_t);
@@ -138,7 +139,7 @@ INLINE int many_rows_unpacked(const Matmul *m, const int format) {
             unpack_strip(m->strips + (s + j) * m->strip_bytes, m->k, strips + j * q8.strip_bytes);
         q8.dst = output_of(m, s, 0);
         if (m->bias) q8.bias = m->bias + s * TILE_N;
-        if (q8.count == 2)
+        if (q8.count == 2 && LEVEL_MAX_ROWS >= 8)
             rows_by_pair(&q8, 0, LEVEL_MAX_ROWS, FORMAT_Q8, m->strips + (s + 2) * m->strip_bytes - strips, 0);
         else
             several_rows(&q8, 0, FORMAT_Q8);

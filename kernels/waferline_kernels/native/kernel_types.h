@@ -17,6 +17,7 @@ enum { PARTS = 16 / LANES };
 typedef float FloatV __attribute__((vector_size(4 * LANES)));
 typedef int32_t IntV __attribute__((vector_size(4 * LANES)));
 typedef uint32_t UintV __attribute__((vector_size(4 * LANES)));
+typedef int16_t ShortV __attribute__((vector_size(4 * LANES)));
 typedef int8_t CodeV __attribute__((vector_size(LANES)));
 typedef uint16_t HalfV __attribute__((vector_size(2 * LANES)));
 typedef int8_t CharV __attribute__((vector_size(LANES)));
@@ -31,5 +32,12 @@ typedef struct {
 
 #define INLINE static inline __attribute__((always_inline))
 #define EACH(p) _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++)
+
+/* Four activations in every lane. */
+INLINE IntV broadcast_four(const void *a) {
+    int32_t four;
+    memcpy(&four, a, 4);
+    return four - (IntV){0};
+}
 
 #endif

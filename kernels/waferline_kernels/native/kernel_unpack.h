@@ -11,24 +11,35 @@ INLINE int64_t group_offset(int g, const int format) {
     return (format == FORMAT_Q4 ? g * (Q4_BLOCK_LINES + 1) : g / 2 * (Q8_BLOCK_LINES + 1)) * LINE_BYTES;
 }
 
-/* Up to SUBGROUP K of q4, lines of codes [16][4] in halves, times their subscales: int8 [K / 4][16][4]. A code times a
- * magnitude stays below 128, so 16-bit products of byte pairs do not carry; -x is ~x + 1, and the 1 is in the zero point
- * that is taken off. */
-INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, __m512i subscales, int8_t *tiles) {
-    const __m512i both = _mm512_or_si512(subscales, _mm512_slli_epi32(subscales, 16)); /* int16 [16][2] */
-    const __m512i factor = _mm512_abs_epi16(both), sign = _mm512_srai_epi16(both, 15);
-    const __m512i zero_points = _mm512_slli_epi32(_mm512_or_si512(factor, _mm512_slli_epi16(factor, 8)), 3);
-    const __m512i zero = _mm512_xor_si512(zero_points, sign); /* int8 [16][4] */
+typedef int8_t BytesV __attribute__((vector_size(4 * LANES)));
+
+/* Codes [LANES][4] times factors, with signs of 0 or -1, without their zero points. */
+INLINE BytesV apply_subscales(IntV codes, ShortV factors, ShortV signs, BytesV zeros) {
+    return (BytesV)(((ShortV)codes * factors) ^ signs) - zeros;
+}
+
+/* Up to SUBGROUP K of q4, lines of codes [16][4] in halves, times their subscales, int16 with 0 above: int8
+ * [K / 4][16][4]. A code times a magnitude stays below 128, so 16-bit products of byte pairs do not carry; -x is ~x + 1, and
+ * the 1 is in the zero point that is taken off. */
+INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, Int16 subscales, int8_t *tiles) {
+    ShortV factors[PARTS], signs[PARTS]; /* [16][2] */
+    BytesV zeros[PARTS];                 /* [16][4] */
+    EACH(p) {
+        const ShortV both = (ShortV)(subscales.v[p] | subscales.v[p] << 16);
+        signs[p] = both >> 15;
+        factors[p] = (both ^ signs[p]) - signs[p];
+        zeros[p] = (BytesV)(((factors[p] | factors[p] << 8) << 3) ^ signs[p]);
+    }
 #pragma GCC unroll 4
     for (int line = 0; line < num_lines; line++) {
-        const __m512i pairs = _mm512_loadu_si512(lines + line * LINE_BYTES), nibble = _mm512_set1_epi8(15);
-        Line low = _mm512_and_si512(pairs, nibble);
-        Line high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), nibble);
+        const Line pairs = load_line(lines + line * LINE_BYTES);
         prefetch_ahead(lines + line * LINE_BYTES, FETCH_L1, NEAR_BYTES);
-        low = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(low, factor), sign), zero);
-        high = _mm512_sub_epi8(_mm512_xor_si512(_mm512_mullo_epi16(high, factor), sign), zero);
-        _mm512_storeu_si512(tiles + 2 * line * LINE_BYTES, low);
-        _mm512_storeu_si512(tiles + (2 * line + 1) * LINE_BYTES, high);
+        EACH(p) {
+            const BytesV low = apply_subscales(pairs.v[p] & 0x0F0F0F0F, factors[p], signs[p], zeros[p]);
+            const BytesV high = apply_subscales(pairs.v[p] >> 4 & 0x0F0F0F0F, factors[p], signs[p], zeros[p]);
+            memcpy(tiles + 2 * line * LINE_BYTES + p * sizeof low, &low, sizeof low);
+            memcpy(tiles + (2 * line + 1) * LINE_BYTES + p * sizeof high, &high, sizeof high);
+        }
     }
 }
 
@@ -40,11 +51,10 @@ INLINE void unpack_group(const uint8_t *strip, int g, int sub, int k, int8_t *ti
     const int num_lines = (k - g * GROUP - sub * SUBGROUP + Q4_LINE_K - 1) / Q4_LINE_K;
     Int16 subscales[SUBGROUPS];
     load_subscales(scale_line, subscales);
-    const __m512i subscale = (__m512i)subscales[sub].v[0];
     if (num_lines >= FULL)
-        unpack_subgroup(lines, FULL, subscale, tiles + sub * SUBGROUP * TILE_N);
+        unpack_subgroup(lines, FULL, subscales[sub], tiles + sub * SUBGROUP * TILE_N);
     else if (num_lines > 0)
-        unpack_subgroup(lines, num_lines, subscale, tiles + sub * SUBGROUP * TILE_N);
+        unpack_subgroup(lines, num_lines, subscales[sub], tiles + sub * SUBGROUP * TILE_N);
     __asm__ volatile("" : : : "memory"); /* gcc 12 does not know that tileloadd reads memory */
 }
 

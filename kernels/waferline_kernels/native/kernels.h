@@ -1,8 +1,8 @@
 /* The kernel table: what one instruction-set level provides. Dispatch, tests and microbenchmarks read it.
  *
  * Rows of float32 buffers are padded with zeros to whole vectors of 16, so a kernel may read and write them whole. Float
- * operations are the same, in the same order, whatever the number of rows. They are so on avx2, avx512 and amx, but that amx
- * has orders of its own for weights, keys and values in bf16; base has no fused multiply-add. */
+ * operations are the same, in the same order, whatever the number of rows. They are so on all levels with fused
+ * multiply-add, which base has not, but that amx has orders of its own for weights, keys and values in bf16. */
 #ifndef WAFERLINE_KERNELS_H
 #define WAFERLINE_KERNELS_H
 
@@ -142,6 +142,7 @@ typedef struct {
 extern const KernelTable kernels_base;
 #ifdef __x86_64__
 extern const KernelTable kernels_avx2;
+extern const KernelTable kernels_avxvnni;
 extern const KernelTable kernels_avx512;
 extern const KernelTable kernels_amx;
 #endif

@@ -15,7 +15,7 @@
 #define ATTEND_ROWS 4
 #define ATTEND_COLUMNS(rows) (4 / (rows))
 #define LANES 8
-#include "kernel_types.h"
+#include "kernel_subscales.h"
 
 enum { LEVEL_CHAINS = 1, LINES_TOGETHER = 8, LINES_UNROLL = 1, SUBGROUPS_UNROLL = 1 };
 enum { Q8_OFFSET = 0, HAS_Q4_OFFSETS = 1 };
@@ -34,14 +34,8 @@ INLINE Line load_q8(const uint8_t *codes) {
 /* Keeps additions where they are written: the compiler would multiply first, add later, and run out of registers. */
 #define HOLD(sum) __asm__("" : "+x"(sum))
 
-INLINE __m256i broadcast_four(const void *a) {
-    int32_t four;
-    memcpy(&four, a, 4);
-    return _mm256_set1_epi32(four);
-}
-
 INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
-    const __m256i activations = broadcast_four(a);
+    const __m256i activations = (__m256i)broadcast_four(a);
     EACH(p) {
         const __m256i signed_activations = _mm256_sign_epi8(activations, line.codes[p]);
         const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(line.codes[p]), signed_activations);
@@ -52,7 +46,7 @@ INLINE Int16 add_line(Int16 isum, Line line, const int8_t *a) {
 }
 
 INLINE Int16 add_signed_line(Int16 isum, const uint8_t *line, const uint8_t *a) {
-    const __m256i activations = broadcast_four(a);
+    const __m256i activations = (__m256i)broadcast_four(a);
     EACH(p) {
         const __m256i pairs = _mm256_maddubs_epi16(activations, _mm256_loadu_si256((const __m256i *)(line + 32 * p)));
         isum.v[p] = isum.v[p] + (IntV)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
@@ -83,7 +77,7 @@ INLINE int32_t q4_offset(int32_t sum) {
 }
 
 INLINE Int16 add_q4_line(Int16 sums, Line line, const int8_t *a) {
-    const __m256i activations = broadcast_four(a);
+    const __m256i activations = (__m256i)broadcast_four(a);
     EACH(p) {
         const __m256i pairs = _mm256_maddubs_epi16(line.codes[p], activations);
         sums.v[p] = (IntV)_mm256_add_epi16((__m256i)sums.v[p], pairs);
@@ -97,21 +91,8 @@ INLINE Int16 add_high(Int16 high, Int16 low) {
     return high;
 }
 
-/* As pairs of equal int16. */
 INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {
-    const __m128i values = _mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8), nibble = _mm_set1_epi8(15);
-#pragma GCC unroll 4
-    for (int s = 0; s < SUBGROUPS; s++) {
-        const __m128i pairs = _mm_loadu_si128((const __m128i *)(scale_line + (2 + s / 2) * TILE_N));
-        const __m128i bytes = _mm_shuffle_epi8(values, _mm_and_si128(_mm_srli_epi16(pairs, s % 2 * 4), nibble));
-        EACH(p) { /* to the upper bytes, then down with their signs */
-            const __m256i columns = _mm256_set1_epi64x(p * 0x0808080808080808);
-            const __m256i first = _mm256_setr_epi32(0x00800080, 0x01800180, 0x02800280, 0x03800380, 0x04800480, 0x05800580,
-                                                    0x06800680, 0x07800780);
-            const __m256i spread = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(bytes), _mm256_add_epi8(first, columns));
-            subscales[s].v[p] = (IntV)_mm256_srai_epi16(spread, 8);
-        }
-    }
+    spread_subscales(scale_line, subscales, 1);
 }
 
 INLINE Int16 add_scaled(Int16 isum, Int16 sums, Int16 subscales) {

@@ -11,8 +11,6 @@
 #define LANES 4
 #include "kernel_types.h"
 
-typedef int16_t ShortV __attribute__((vector_size(4 * LANES)));
-
 /* 16 columns x 4 K of codes, ready to multiply: w[k = 0, 2] and w[k = 1, 3] of each column. */
 typedef struct {
     ShortV even[PARTS], odd[PARTS];
