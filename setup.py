@@ -20,21 +20,22 @@ NO_WRAP = ["-fno-wrapv"]
 # -march levels and not single features, so that a CFLAGS=-march=native of the user's cannot leak into the base files.
 X86_BASE = ["-march=x86-64", "-mtune=generic"]
 AVX512 = ["-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"]
-LEVEL_FLAGS = {
+X86_LEVELS = {
     "kernels_avx2": ["-march=x86-64-v3"],
     "kernels_avxvnni": ["-march=x86-64-v3", "-mavxvnni"],
     "kernels_avx512": AVX512,
     "kernels_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
 }
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+ARM_LEVELS = {"kernels_dotprod": ["-march=armv8.2-a+dotprod"]}
+MACHINE = platform.machine().lower()
+IS_X86 = MACHINE in ("x86_64", "amd64")
+LEVEL_FLAGS = X86_LEVELS if IS_X86 else ARM_LEVELS if MACHINE in ("aarch64", "arm64") else {}
 
 
 def sources():
-    """All C files but those of levels that this processor family does not have."""
-    files = sorted(NATIVE.glob("*.c"))
-    return [str(NATIVE / "_native.pyx")] + [
-        str(f) for f in files if f.name != "_native.c" and (IS_X86 or f.stem not in LEVEL_FLAGS)
-    ]
+    """All C files but those of levels that other processor families have."""
+    others = {"_native", *X86_LEVELS, *ARM_LEVELS} - set(LEVEL_FLAGS)
+    return [str(NATIVE / "_native.pyx"), *(str(f) for f in sorted(NATIVE.glob("*.c")) if f.stem not in others)]
 
 
 class BuildNative(build_ext):
@@ -42,7 +43,7 @@ class BuildNative(build_ext):
         compile_one = self.compiler._compile
 
         def compile_with_level(obj, src, ext, cc_args, extra_postargs, pp_opts):
-            level = LEVEL_FLAGS.get(Path(src).stem, X86_BASE) if IS_X86 else []
+            level = LEVEL_FLAGS.get(Path(src).stem, X86_BASE if IS_X86 else [])
             overflow = [] if Path(src).stem == "_native" else NO_WRAP
             return compile_one(obj, src, ext, cc_args, [*extra_postargs, *overflow, *level], pp_opts)
 

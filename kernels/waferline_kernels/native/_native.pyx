@@ -62,23 +62,9 @@ cdef extern from "kernels.h":
     enum: ARENA_SLACK, NUM_KV_FORMATS
     int64_t attend_scratch_floats(int32_t)
 
-cdef extern from *:
-    """
-    #include "amx.h"
-    #include "kernels.h"
-    static const KernelTable *supported_kernels(int level) {
-    #ifdef __x86_64__
-        __builtin_cpu_init();
-        const int has_vnni = __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512vnni");
-        if (level == 4 && has_vnni && __builtin_cpu_supports("avx512bf16") && amx_permit()) return &kernels_amx;
-        if (level == 3 && has_vnni) return &kernels_avx512;
-        if (level == 2 && __builtin_cpu_supports("x86-64-v3") && __builtin_cpu_supports("avxvnni")) return &kernels_avxvnni;
-        if (level == 1 && __builtin_cpu_supports("x86-64-v3")) return &kernels_avx2;
-    #endif
-        return level == 0 ? &kernels_base : 0;
-    }
-    """
-    const KernelTable *supported_kernels(int level)
+cdef extern from "levels.h":
+    const KernelTable *level_by_number(int)
+    const KernelTable *level_by_name(const char *)
 
 cdef extern from "arena.h":
     void *arena_create(int64_t)
@@ -190,7 +176,6 @@ cdef struct StripsToLoad:
     const uint8_t *strips
     int tensor
 
-LEVELS = ("base", "avx2", "avxvnni", "avx512", "amx")
 STRUCT_SIZES = {
     "Instruction": sizeof(Instruction),
     "Share": sizeof(Share),
@@ -204,13 +189,23 @@ LARGEST_HEAD_DIM = MAX_HEAD_DIM
 
 def supported_levels():
     """The instruction-set levels that this processor and operating system run, lowest first."""
-    return tuple(name for number, name in enumerate(LEVELS) if supported_kernels(number) != NULL)
+    names = []
+    while level_by_number(len(names)) != NULL:
+        names.append(level_by_number(len(names)).level.decode())
+    return tuple(names)
+
+
+cdef const KernelTable *kernels_of(level) except NULL:
+    cdef const KernelTable *kernels = level_by_name(level.encode())
+    if kernels == NULL:
+        raise ValueError(f"level: {level!r}, expected one of {', '.join(supported_levels())}")
+    return kernels
 
 
 def kernel_table(level):
     """The kernels of a supported level: (operation, code of the weights' format or, of ``attend``, of the KV cache's) each,
     -1 where it reads neither."""
-    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cdef const KernelTable *kernels = kernels_of(level)
     cdef int format
     matmuls = [("matmul", format) for format in range(4) if kernels.matmul[format] != NULL]
     rows = {
@@ -227,7 +222,7 @@ def kernel_table(level):
 
 def measure_peak(level, int num_workers, cpus, int format, int64_t macs):
     """Multiply-adds a second of the team, each worker doing ``macs`` with the level's dot product for ``format``."""
-    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cdef const KernelTable *kernels = kernels_of(level)
     cpu_array = None if cpus is None else np.array(cpus, np.int32)
     cdef int *cpu_list = NULL if cpus is None else <int *>address(cpu_array)
     cdef double rate
@@ -252,7 +247,7 @@ def measure_barrier(int num_workers, cpus, int count):
 
 def measure_read(level, int num_workers, cpus, int64_t size, int sweeps):
     """Seconds that the team takes to read ``size`` bytes ``sweeps`` times over."""
-    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cdef const KernelTable *kernels = kernels_of(level)
     cpu_array = None if cpus is None else np.array(cpus, np.int32)
     cdef int *cpu_list = NULL if cpus is None else <int *>address(cpu_array)
     cdef double seconds
@@ -265,7 +260,7 @@ def measure_read(level, int num_workers, cpus, int64_t size, int sweeps):
 
 def pack_strips(level, int format, const float[:, ::1] weights, uint8_t[:, ::1] strips):
     """Pack weights [n, k] into strips [ceil(n / 16), strip_bytes] of a quantised format; whether all are finite."""
-    cdef const KernelTable *kernels = supported_kernels(LEVELS.index(level))
+    cdef const KernelTable *kernels = kernels_of(level)
     cdef int32_t n = weights.shape[0], k = weights.shape[1], strip
     cdef int is_finite = 1
     with nogil:
@@ -301,7 +296,7 @@ cdef class Core:
         the same of each worker after (x float32); ``kv_tile``: bytes of a KV tile in ``kv_format``."""
         cdef Executor *e = &self.e
         cdef int w
-        e.kernels = supported_kernels(LEVELS.index(level))
+        e.kernels = kernels_of(level)
         (e.dims.hidden, e.dims.layers, e.dims.heads, e.dims.kv_heads, e.dims.head_dim, e.dims.ffn, e.dims.vocab) = dims
         e.kv_format, e.kv_tile = kv_format, kv_tile
         (e.limits.max_num_seqs, e.limits.max_model_len, e.limits.max_num_batched_tokens, e.limits.max_num_logits,

@@ -24,10 +24,8 @@ INLINE float to_query_codes(const float *x, int n, int8_t *high, int8_t *low, in
         EACH(p) {
             const FloatV shifted = v.v[p] * inverse + 12582912.0f; /* round_even, with the integer in the low bits */
             const IntV code = ((IntV)shifted & 0x7FFFFF) - 0x400000, upper = (code + 64) >> 7; /* of NaN 0 */
-            const CodeV high_bytes = __builtin_convertvector(upper, CodeV);
-            const CodeV low_bytes = __builtin_convertvector(code - (upper << 7), CodeV);
-            memcpy(high + i + p * LANES, &high_bytes, sizeof high_bytes);
-            memcpy(low + i + p * LANES, &low_bytes, sizeof low_bytes);
+            store_codes(high + i + p * LANES, upper);
+            store_codes(low + i + p * LANES, code - (upper << 7));
             sums.v[p] = sums.v[p] + code;
         }
     }
@@ -135,10 +133,8 @@ static void NAMED(soften_codes)(const Attention *t, const Scratch *s) {
             if (i + 16 > tokens) x = first_lanes(x, tokens - i, 0.0f); /* whatever those scales are */
             EACH(p) {
                 const IntV code = (IntV)(x.v[p] + 12582912.0f) & 0x3FFFFF; /* to the nearest, ties to even */
-                const CodeV high_bytes = __builtin_convertvector(code >> 7, CodeV);
-                const CodeV low_bytes = __builtin_convertvector(code & 127, CodeV);
-                memcpy(high + i + p * LANES, &high_bytes, sizeof high_bytes);
-                memcpy(low + i + p * LANES, &low_bytes, sizeof low_bytes);
+                store_codes(high + i + p * LANES, code >> 7);
+                store_codes(low + i + p * LANES, code & 127);
             }
         }
         store16(s->denominators + v * 16, denominators);

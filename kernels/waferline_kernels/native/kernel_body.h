@@ -19,6 +19,7 @@
  *   ATTEND_ROWS          query vectors that attention computes together, and
  *   ATTEND_COLUMNS       columns of 16 sums for each of so many rows: what the registers hold
  *   LEVEL_HAS_VNNI       where it is defined, many rows of q4 are unpacked to q8 first: products cost what they cost there
+ *   LEVEL_HAS_NEON       where it is defined, vectors of four are NEON's
  *   LEVEL_HAS_TILES      where it is defined, many rows, and all of bf16, go through tile registers
  *
  * and is compiled with that level's flags. Float operations are written out one by one, fused multiply-adds as such, and

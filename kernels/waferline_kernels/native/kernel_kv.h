@@ -109,10 +109,7 @@ INLINE float to_codes(const float *x, int32_t n, int8_t *codes) {
     const float amax = max16(largest), inverse = amax < MIN_QUANTIZED ? 0.0f : 127.0f / amax; /* below, it would overflow */
     for (int i = 0; i < n; i += 16) {
         const Float16 v = load_from(x, i, n);
-        EACH(p) {
-            const CodeV bytes = __builtin_convertvector(__builtin_convertvector(round_even(v.v[p] * inverse), IntV), CodeV);
-            memcpy(codes + i + p * LANES, &bytes, sizeof bytes);
-        }
+        EACH(p) store_codes(codes + i + p * LANES, __builtin_convertvector(round_even(v.v[p] * inverse), IntV));
     }
     return amax < MIN_QUANTIZED ? 0.0f : amax / 127.0f;
 }

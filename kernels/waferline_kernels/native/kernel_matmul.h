@@ -101,6 +101,7 @@ INLINE void some_rows(const Matmul *m, int s, int row, const int rows, const int
 
 /* How many rows pass over a strip at a time: as many as there are registers for. Sums of floats are two a row. */
 INLINE int most_rows(const int format) {
+    if (LANES == 4 && (format == FORMAT_F32 || format == FORMAT_BF16)) return 2;
     if (LANES == 8 && format == FORMAT_F32) return 3;
     if (LANES == 8 && format == FORMAT_BF16) return 2; /* and a pair unpacked */
     return LEVEL_MAX_ROWS;

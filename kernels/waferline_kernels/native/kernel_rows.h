@@ -61,9 +61,8 @@ INLINE int32_t quantize_subgroup(const float *x, int n, float inverse, int8_t *c
         const Float16 v = load16(x + i);
         EACH(p) {
             const IntV code = __builtin_convertvector(round_even(v.v[p] * inverse), IntV);
-            const CharV narrow = __builtin_convertvector(code, CharV);
             sum.v[p] = sum.v[p] + code;
-            memcpy(codes + i + p * LANES, &narrow, sizeof narrow);
+            store_codes(codes + i + p * LANES, code);
         }
     }
     return sum16_int(sum);

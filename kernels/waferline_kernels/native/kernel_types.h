@@ -20,7 +20,6 @@ typedef uint32_t UintV __attribute__((vector_size(4 * LANES)));
 typedef int16_t ShortV __attribute__((vector_size(4 * LANES)));
 typedef int8_t CodeV __attribute__((vector_size(LANES)));
 typedef uint16_t HalfV __attribute__((vector_size(2 * LANES)));
-typedef int8_t CharV __attribute__((vector_size(LANES)));
 typedef uint8_t ByteV __attribute__((vector_size(LANES)));
 
 typedef struct {

@@ -7,6 +7,8 @@
 
 #if LANES >= 8
 #include <immintrin.h>
+#elif defined(LEVEL_HAS_NEON)
+#include <arm_neon.h>
 #endif
 
 INLINE FloatV splat(float x) {
@@ -23,6 +25,8 @@ INLINE FloatV multiply_add(FloatV a, FloatV b, FloatV c) {
     return (FloatV)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif LANES == 8
     return (FloatV)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(LEVEL_HAS_NEON)
+    return (FloatV)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
@@ -125,6 +129,17 @@ INLINE void store16(float *y, Float16 x) {
     EACH(p) memcpy(y + p * LANES, &x.v[p], sizeof x.v[p]);
 }
 
+/* y[LANES] = the low bytes of codes. */
+INLINE void store_codes(void *y, IntV codes) {
+#ifdef LEVEL_HAS_NEON /* the compiler would take lanes out one by one */
+    const int16x4_t halves = vmovn_s32((int32x4_t)codes);
+    const int32_t bytes = vget_lane_s32((int32x2_t)vmovn_s16(vcombine_s16(halves, halves)), 0);
+#else
+    const CodeV bytes = __builtin_convertvector(codes, CodeV);
+#endif
+    memcpy(y, &bytes, sizeof bytes);
+}
+
 INLINE Float16 load_bfloat16(const uint8_t *bits) {
     Float16 y;
     EACH(p) { /* the compiler widens in halves */
@@ -186,6 +201,8 @@ INLINE IntV larger_int(IntV a, IntV b) {
     return (IntV)_mm512_max_epi32((__m512i)a, (__m512i)b);
 #elif LANES == 8
     return (IntV)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#elif defined(LEVEL_HAS_NEON)
+    return (IntV)vmaxq_s32((int32x4_t)a, (int32x4_t)b);
 #endif
     const IntV is_larger = a > b;
     return (is_larger & a) | (~is_larger & b);

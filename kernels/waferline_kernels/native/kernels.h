@@ -145,6 +145,8 @@ extern const KernelTable kernels_avx2;
 extern const KernelTable kernels_avxvnni;
 extern const KernelTable kernels_avx512;
 extern const KernelTable kernels_amx;
+#elif defined(__aarch64__)
+extern const KernelTable kernels_dotprod;
 #endif
 
 #endif
