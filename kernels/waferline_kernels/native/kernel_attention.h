@@ -111,10 +111,10 @@ INLINE void ask_for_next(NextTiles *next, Products *products) {
 /* y[rows][16 * columns] = sums of products; rows CHUNK_TOKENS floats apart. */
 INLINE void score_tile(const Products *t, const int format, const int rows, const int columns, float *y) {
     Float16 sums[ATTEND_ROWS * MOST_COLUMNS]; /* [rows][columns] */
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < rows * columns; n++) sums[n] = splat16(0.0f);
     add_products(t, format, rows, columns, 1, sums);
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < rows * columns; n++) store16(y + n / columns * CHUNK_TOKENS + n % columns * 16, sums[n]);
 }
 
@@ -161,7 +161,7 @@ INLINE void add_values_tile(const Scratch *s, const int format, const int rows, 
         .b_step = s->stride * (int64_t)sizeof(float),
     };
     Float16 sums[4 * ATTEND_ROWS * MOST_COLUMNS]; /* [rows][columns][chains] */
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < rows * columns * chains; n++) {
         const int row = n / chains / columns, column = n / chains % columns;
         sums[n] = n % chains == 0 ? load16(context + row * s->stride + column * 16) : splat16(0.0f);
@@ -169,19 +169,19 @@ INLINE void add_values_tile(const Scratch *s, const int format, const int rows, 
     for (int token = begin; token < end; token += KV_BLOCK_SIZE) {
         products.a = s->weights + v * CHUNK_TOKENS + token;
         products.count = smaller_of(KV_BLOCK_SIZE, end - token);
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int c = 0; c < columns; c++) products.b[c] = s->values[token / KV_BLOCK_SIZE] + (d / 16 + c) * column_bytes;
         ask_for_next(s->next, &products);
         add_products(&products, format, rows, columns, chains, sums);
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int width = 1; width < chains; width *= 2)
-#pragma GCC unroll 16
+            UNROLL(16)
             for (int n = 0; n < rows * columns * chains; n += 2 * width) {
                 EACH(p) sums[n].v[p] = sums[n].v[p] + sums[n + width].v[p];
                 sums[n + width] = splat16(0.0f);
             }
     }
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < rows * columns; n++) store16(context + n / columns * s->stride + n % columns * 16, sums[n * chains]);
 }
 

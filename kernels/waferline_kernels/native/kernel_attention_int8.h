@@ -39,11 +39,11 @@ INLINE void add_lines(const int rows, const int columns, const int8_t *codes, in
                       int64_t line_step, int count, Int16 *sums) {
     for (int i = 0; i < count; i++) {
         Line line[INT8_COLUMNS];
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < columns; c++) line[c] = load_q8(lines[c] + i * line_step);
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int r = 0; r < 2 * rows; r++)
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int c = 0; c < columns; c++)
                 sums[r * columns + c] = add_line(sums[r * columns + c], line[c], codes + r * apart + 4 * i);
     }
@@ -61,9 +61,9 @@ INLINE void score_codes_tile(const Attention *t, const Scratch *s, const int row
     const int64_t apart = round_up(t->head_dim, 4);
     Int16 sums[2 * INT8_ROWS * INT8_COLUMNS] = {{{{0}}}};
     add_lines(rows, columns, (const int8_t *)s->queries + v * 2 * apart, apart, s->keys + block, LINE_STEP, apart / 4, sums);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < columns; c++)
             store16(s->weights + (v + r) * CHUNK_TOKENS + (block + c) * KV_BLOCK_SIZE,
                     join(sums[2 * r * columns + c], sums[(2 * r + 1) * columns + c], Q8_OFFSET * s->query_sums[v + r],
@@ -75,15 +75,15 @@ INLINE void weigh_codes_tile(const Scratch *s, const int rows, const int columns
     for (int quad = 0; quad < s->blocks * KV_BLOCK_SIZE / 4; quad++) { /* four tokens */
         const uint8_t *codes = (const uint8_t *)s->codes + v * 2 * CHUNK_TOKENS + quad * 4;
         const uint8_t *line = s->values[quad / 4] + (quad % 4 * s->stride + d) * 4;
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int r = 0; r < 2 * rows; r++)
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int c = 0; c < columns; c++)
                 sums[r * columns + c] = add_signed_line(sums[r * columns + c], line + c * LINE_BYTES, codes + r * CHUNK_TOKENS);
     }
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int r = 0; r < rows; r++)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < columns; c++) {
             float *context = s->context + (v + r) * s->stride + d + 16 * c;
             Float16 y = load16(context);

@@ -16,8 +16,8 @@ typedef struct {
     int tokens, blocks;
 } NarrowChunk;
 
-#define EACH_HEAD(h) _Pragma("GCC unroll 4") for (int h = 0; h < heads; h++)
-#define EACH_VALUE(p) _Pragma("GCC unroll 4") for (int p = 0; p < parts; p++) /* what follows is padding */
+#define EACH_HEAD(h) UNROLL(4) for (int h = 0; h < heads; h++)
+#define EACH_VALUE(p) UNROLL(4) for (int p = 0; p < parts; p++) /* what follows is padding */
 
 /* scores = queries . keys, and the largest of each head; most: [heads] */
 INLINE void score_narrow(const Attention *t, NarrowChunk *c, const int format, const int heads, const int head_dim,
@@ -26,7 +26,7 @@ INLINE void score_narrow(const Attention *t, NarrowChunk *c, const int format, c
     for (int b = 0; b < c->blocks; b++) {
         Float16 sums[ATTEND_ROWS];
         EACH_HEAD(h) sums[h] = splat16(0.0f);
-#pragma GCC unroll 8
+        UNROLL(8)
         for (int d = 0; d < head_dim; d++) {
             const Float16 key = load_kv(format, c->tiles[b], d, LINE_BYTES);
             EACH_HEAD(h) EACH(p) sums[h].v[p] = multiply_add(key.v[p], splat(t->query[h * head_dim + d]), sums[h].v[p]);
@@ -66,7 +66,7 @@ INLINE void add_narrow_block(NarrowChunk *c, const int format, const int heads, 
         sums[0][h] = c->context[h];
         sums[1][h] = sums[2][h] = sums[3][h] = splat16(0.0f);
     }
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int token = 0; token < count; token++) {
         const Float16 value = load_kv(format, values, token, 16 * sizeof(float));
         EACH_HEAD(h) {

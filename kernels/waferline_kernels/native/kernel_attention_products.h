@@ -35,21 +35,21 @@ INLINE void add_products(const Products *t, const int format, const int rows, co
                          Float16 *sums) {
     const int unroll = chains > 2 ? chains : 2;
     for (int64_t i = 0; i < t->count; i += unroll)
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int n = 0; n < unroll; n += 2) {
             if (n > 0 && i + n >= t->count) break;
             Float16 b[2][MOST_COLUMNS]; /* where there is no second of a pair there is room */
-#pragma GCC unroll 8
+            UNROLL(8)
             for (int c = 0; c < columns; c++) load_pair(format == KV_BF16, t->b[c], i + n, t->b_step, &b[0][c], &b[1][c]);
-#pragma GCC unroll 2
+            UNROLL(2)
             for (int k = 0; k < 2; k++) {
                 if (k > 0 && i + n + k == t->count) break;
                 for (int j = 0; j < 2 && format == KV_BF16; j++)
                     __builtin_prefetch(t->ahead[j] + (i + n + k) * LINE_BYTES, 0, 2);
-#pragma GCC unroll 4
+                UNROLL(4)
                 for (int r = 0; r < rows; r++) {
                     const FloatV a = splat(t->a[r * t->a_stride + i + n + k]);
-#pragma GCC unroll 8
+                    UNROLL(8)
                     for (int c = 0; c < columns; c++) {
                         Float16 *sum = &sums[(r * columns + c) * chains + (n + k) % chains];
                         EACH(p) sum->v[p] = multiply_add(b[k][c].v[p], a, sum->v[p]);

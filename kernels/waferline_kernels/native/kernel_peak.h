@@ -66,16 +66,16 @@ INLINE int64_t peak_of_codes(int64_t macs, const int format) {
     FORGET(codes);
     const Line line = load_q8(codes);
     Int16 isum[PEAK_CHAINS];
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int c = 0; c < PEAK_CHAINS; c++) EACH(p) isum[c].v[p] = (IntV){0};
     int64_t done = 0;
     for (; done < macs; done += PEAK_CHAINS * TILE_N * 4) {
         FORGET(a);
-#pragma GCC unroll 12
+        UNROLL(12)
         for (int c = 0; c < PEAK_CHAINS; c++)
             isum[c] = format == FORMAT_Q8 ? add_line(isum[c], line, a + 4 * c) : add_q4_line(isum[c], line, a + 4 * c);
     }
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int c = 1; c < PEAK_CHAINS; c++) EACH(p) isum[0].v[p] += isum[c].v[p];
     const Int16 sink = isum[0];
     FORGET(&sink);
@@ -96,15 +96,15 @@ INLINE int64_t peak_of_floats(int64_t macs, const int format) {
     FORGET(line);
     const Float16 weights = load16(line);
     Float16 sums[PEAK_CHAINS];
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int c = 0; c < PEAK_CHAINS; c++) sums[c] = splat16(0.0f);
     int64_t done = 0;
     for (; done < macs; done += PEAK_CHAINS * TILE_N) {
         FORGET(x);
-#pragma GCC unroll 12
+        UNROLL(12)
         for (int c = 0; c < PEAK_CHAINS; c++) EACH(p) sums[c].v[p] = multiply_add(weights.v[p], splat(x[c]), sums[c].v[p]);
     }
-#pragma GCC unroll 12
+    UNROLL(12)
     for (int c = 1; c < PEAK_CHAINS; c++) EACH(p) sums[0].v[p] = sums[0].v[p] + sums[c].v[p];
     const Float16 sink = sums[0];
     FORGET(&sink);

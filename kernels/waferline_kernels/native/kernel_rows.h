@@ -16,7 +16,7 @@ static void NAMED(rms_norm)(const float *x, const float *gain, int32_t k, float 
     Float16 squares[CHAINS];
     for (int c = 0; c < CHAINS; c++) squares[c] = splat16(0.0f);
     for (int i = 0; i < k; i += 16 * CHAINS)
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < CHAINS; c++) {
             if (i + 16 * c >= k) break;
             const Float16 v = load16(x + i + 16 * c);
@@ -72,7 +72,7 @@ INLINE int32_t quantize_subgroup(const float *x, int n, float inverse, int8_t *c
 /* Bits of x[n]'s largest magnitude, n to whole vectors; two chains, so that latency does not bound them. */
 INLINE int32_t largest_magnitude(const float *x, const int n) {
     Int16 even = splat16_int(0), odd = splat16_int(0);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < n; i += 32) {
         const Float16 v = load16(x + i);
         __builtin_prefetch(x + i + ROW_PREFETCH);
@@ -92,7 +92,7 @@ INLINE float quantize_group(const float *x, const int n, int8_t *codes, int32_t 
     float amax;
     memcpy(&amax, &bits, sizeof amax);
     const float inverse = amax < MIN_QUANTIZED ? 0.0f : 127.0f / amax; /* below, it would overflow */
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int s = 0; s < SUBGROUPS; s++) {
         const int i = s * SUBGROUP, left = n - i;
         sums[s] = left <= 0 ? 0 : quantize_subgroup(x + i, left < SUBGROUP ? left : SUBGROUP, inverse, codes + i);
@@ -132,7 +132,7 @@ static int32_t NAMED(argmax)(const float *x, int32_t n) {
         EACH(p) first[c].v[p] = (IntV){0};
     }
     for (; i + WIDTH <= n; i += WIDTH) {
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < CHAINS; c++) {
             const Float16 v = load16(x + i + 16 * c);
             EACH(p) {
@@ -191,7 +191,7 @@ INLINE uint64_t read_lines(const uint8_t *x, int64_t bytes, const int fetch, int
     enum { STREAMS = 4 };
     UintV sums[STREAMS * PARTS] = {{0}};
     for (int64_t i = 0; i + 64 * STREAMS <= bytes; i += 64 * STREAMS) {
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 0; c < STREAMS; c++) {
             prefetch_ahead(x + i + 64 * c, fetch, ahead);
             EACH(p) {

@@ -57,34 +57,34 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
     const int width = strips * rows, chains = width < LEVEL_CHAINS ? LEVEL_CHAINS / width : 1;
     const int together = chains > LINES_TOGETHER ? chains : LINES_TOGETHER;
     Int16 dot[MOST_SUMS + LEVEL_CHAINS]; /* [chains][strips][rows] */
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < chains * width; n++)
         dot[n] = splat16_int(n < width && has_offsets(FORMAT_Q8) ? a->offsets[n % rows * a->offsets_stride] : 0);
     int line = 0;
-#pragma GCC unroll LINES_UNROLL
+    UNROLL_BY(LINES_UNROLL)
     for (; line + together <= num_lines; line += together)
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int n = 0; n < together * strips; n++) {
             const int at = line + n / strips;
             const uint8_t *codes = lines + n % strips * strip_bytes + at * LINE_BYTES;
             const Line weights = load_q8(codes);
             if (n % strips == 0) prefetch_ahead(codes, fetch, ahead);
-#pragma GCC unroll 16
+            UNROLL(16)
             for (int r = 0; r < rows; r++) {
                 Int16 *sum = &dot[n % (chains * strips) * rows + r];
                 *sum = add_line(*sum, weights, a->codes + r * a->stride + at * Q8_LINE_K);
             }
         }
     for (; together > 1 && line < num_lines; line++)
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int n = 0; n < width; n++) {
             const Line weights = load_q8(lines + n / rows * strip_bytes + line * LINE_BYTES);
             dot[n] = add_line(dot[n], weights, a->codes + n % rows * a->stride + line * Q8_LINE_K);
         }
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < width; n++) {
         isum[n] = dot[n];
-#pragma GCC unroll 4
+        UNROLL(4)
         for (int c = 1; c < chains; c++) EACH(p) isum[n].v[p] += dot[c * width + n].v[p];
     }
 }
@@ -93,16 +93,16 @@ INLINE void q8_sums(const uint8_t *lines, int64_t strip_bytes, int num_lines, co
 INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num_lines, const int subgroup,
                         const GroupRows *a, const int rows, const int strips, const int is_high, const int fetch,
                         int64_t ahead, Int16 *sums) {
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int line = 0; line < Q4_SUBGROUP_LINES; line++)
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int j = 0; j < strips; j++) {
             const int at = subgroup * Q4_SUBGROUP_LINES + line;
             if (at >= num_lines) break;
             const uint8_t *codes = lines + j * strip_bytes + at * LINE_BYTES;
             const Line weights = is_high ? load_q4_high(codes) : load_q4_low(codes);
             if (is_high && j == 0) prefetch_ahead(codes, fetch, ahead);
-#pragma GCC unroll 16
+            UNROLL(16)
             for (int r = 0; r < rows; r++) {
                 const int8_t *four = a->codes + r * a->stride + at * Q4_LINE_K + 4 * is_high;
                 sums[j * rows + r] = add_q4_line(sums[j * rows + r], weights, four);
@@ -113,7 +113,7 @@ INLINE void add_q4_half(const uint8_t *lines, int64_t strip_bytes, const int num
 /* *high += and *low += the high and the low codes of a subgroup of one strip . a single row. */
 INLINE void add_q4_lines(const uint8_t *lines, const int num_lines, const int subgroup, const int8_t *a, const int fetch,
                          int64_t ahead, Int16 *high, Int16 *low) {
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int line = 0; line < Q4_SUBGROUP_LINES; line++) {
         const int at = subgroup * Q4_SUBGROUP_LINES + line;
         if (at >= num_lines) break;
@@ -132,24 +132,24 @@ INLINE void q4_sums(const uint8_t *scale_line, int64_t strip_bytes, const int nu
     const int width = strips * rows;
     const uint8_t *lines = scale_line + LINE_BYTES;
     Int16 subscales[2][SUBGROUPS], sums[MOST_SUMS]; /* [strips][rows] */
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int j = 0; j < strips; j++) load_subscales(scale_line + j * strip_bytes, subscales[j]);
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < width; n++) isum[n] = splat16_int(0);
-#pragma GCC unroll SUBGROUPS_UNROLL
+    UNROLL_BY(SUBGROUPS_UNROLL)
     for (int s = 0; s < SUBGROUPS; s++) {
         Int16 low = splat16_int(0);
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int n = 0; n < width; n++)
             sums[n] = splat16_int(has_offsets(FORMAT_Q4) ? a->offsets[n % rows * a->offsets_stride + s] : 0);
         if (width == 1)
             add_q4_lines(lines, num_lines, s, a->codes, fetch, ahead, sums, &low);
         else
             add_q4_half(lines, strip_bytes, num_lines, s, a, rows, strips, 1, fetch, ahead, sums);
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int n = 0; n < width; n++) sums[n] = add_high(sums[n], low);
         if (width > 1) add_q4_half(lines, strip_bytes, num_lines, s, a, rows, strips, 0, fetch, ahead, sums);
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int n = 0; n < width; n++) isum[n] = add_scaled(isum[n], sums[n], subscales[n / rows][s]);
     }
 }
@@ -179,7 +179,7 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
         .offsets_stride = offsets_stride,
     };
     const float *a_scales = act->scales + row * act->groups_stride; /* [rows][groups_stride] */
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < strips * rows; n++) y[n] = splat16(0.0f);
     for (int left = m->k, g = 0; left > 0; left -= GROUP, g++) {
         const int num_lines = left < GROUP ? (left + line_k - 1) / line_k : full;
@@ -193,11 +193,11 @@ INLINE void quantized_strips(const Matmul *m, const uint8_t *strip, int row, con
             group_sums(m, lines, scale_line, full, &a, rows, strips, format, fetch, ahead, isum);
         else
             group_sums(m, lines, scale_line, num_lines, &a, rows, strips, format, fetch, ahead, isum);
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int j = 0; j < strips; j++) {
             const int64_t at = j * m->strip_bytes + (format == FORMAT_Q8 ? g % 2 * TILE_N * 2 : 0);
             const Float16 scales = load_bfloat16(scale_line + at);
-#pragma GCC unroll 16
+            UNROLL(16)
             for (int r = 0; r < rows; r++) {
                 const float a_scale = a_scales[r * act->groups_stride + g];
                 const int n = j * rows + r;
@@ -217,28 +217,28 @@ INLINE void float_strips(const Matmul *m, const uint8_t *strip, int row, const i
     const int bytes = format == FORMAT_F32 ? 64 : 32;   /* of 16 weights */
     const float *x = m->x + (int64_t)row * m->x_stride; /* [rows][x_stride] */
     Float16 evens[MOST_SUMS], odds[MOST_SUMS];          /* [strips][rows] */
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < strips * rows; n++) evens[n] = odds[n] = splat16(0.0f);
     for (int k = 0; k < m->k; k += 2, strip += 2 * bytes) {
         Float16 even[2], odd[2]; /* [strips] */
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int j = 0; j < strips; j++)
             load_pair(format == FORMAT_BF16, strip + j * m->strip_bytes, 0, LINE_BYTES, &even[j], &odd[j]);
         prefetch_ahead(strip, fetch, ahead);
         if (format == FORMAT_F32) prefetch_ahead(strip + bytes, fetch, ahead);
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int n = 0; n < strips * rows; n++) {
             const FloatV a = splat(x[n % rows * m->x_stride + k]);
             EACH(p) evens[n].v[p] = multiply_add(even[n / rows].v[p], a, evens[n].v[p]);
         }
         if (k + 1 == m->k) break;
-#pragma GCC unroll 16
+        UNROLL(16)
         for (int n = 0; n < strips * rows; n++) {
             const FloatV a = splat(x[n % rows * m->x_stride + k + 1]);
             EACH(p) odds[n].v[p] = multiply_add(odd[n / rows].v[p], a, odds[n].v[p]);
         }
     }
-#pragma GCC unroll 16
+    UNROLL(16)
     for (int n = 0; n < strips * rows; n++) EACH(p) y[n].v[p] = evens[n].v[p] + odds[n].v[p];
 }
 

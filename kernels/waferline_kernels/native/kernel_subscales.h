@@ -9,7 +9,7 @@
 /* Those of a group: as int16 with 0 above, or as pairs of equal int16. */
 INLINE void spread_subscales(const uint8_t *scale_line, Int16 *subscales, const int are_pairs) {
     const __m128i values = _mm_setr_epi8(-8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8), nibble = _mm_set1_epi8(15);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int s = 0; s < SUBGROUPS; s++) {
         const __m128i pairs = _mm_loadu_si128((const __m128i *)(scale_line + (2 + s / 2) * TILE_N));
         const __m128i bytes = _mm_shuffle_epi8(values, _mm_and_si128(_mm_srli_epi16(pairs, s % 2 * 4), nibble));

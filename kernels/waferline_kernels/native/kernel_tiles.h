@@ -85,7 +85,7 @@ INLINE void multiply_tiles(const int acc) {
 /* y[16] += float(sums) * (weight scales * activation scale), for rows begin .. end - 1 of a tile times a strip.
  * sums: int32 [row][16]; a_scales: [row]; y: [row][16]. */
 INLINE void add_sums(const int32_t *sums, __m512 scales, const float *a_scales, const int begin, const int end, float *y) {
-#pragma GCC unroll 8
+    UNROLL(8)
     for (int r = begin; r < end; r++) {
         const __m512 isum = _mm512_cvtepi32_ps(_mm512_load_si512(sums + r * TILE_N));
         const __m512 product = _mm512_mul_ps(isum, _mm512_mul_ps(scales, _mm512_set1_ps(a_scales[r])));
@@ -96,7 +96,7 @@ INLINE void add_sums(const int32_t *sums, __m512 scales, const float *a_scales, 
 /* Ask L1 for part `part` of 4 of a group of K of a tile's rows, which lie in L2, each in lines of its own. */
 INLINE void prefetch_rows(const int8_t *rows, int64_t stride, const int tile_rows, const int part) {
     const int end = tile_rows * (part + 1) / 4;
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int r = tile_rows * part / 4; r < end; r++)
         for (int i = 0; i < GROUP; i += LINE_BYTES) __builtin_prefetch(rows + r * stride + i);
 }
@@ -130,10 +130,10 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
         for (int line = group_lines * pass / passes; !passes_once && line < group_lines * (pass + 1) / passes; line++)
             for (int j = 2; j < 4; j++) __builtin_prefetch(next + j * m->strip_bytes + line * LINE_BYTES, 0, 2);
         prefetch_outputs(m, s, row + tiles * tile_rows * g / groups, row + tiles * tile_rows * (g + 1) / groups);
-#pragma GCC unroll 2
+        UNROLL(2)
         for (int step = 0; step < STEPS; step++) {
             const int is_inside = step == 0 || g * GROUP + TILE_K < k;
-#pragma GCC unroll 4
+            UNROLL(4)
             for (int i = 0; i < products; i++) {
                 const int slot = step * products + i;
                 if (is_inside) {
@@ -147,14 +147,14 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
                 if (!passes_once) prefetch_rows(a[slot % 2] + GROUP, stride, tile_rows, slot / 2);
                 if (passes_once && format == FORMAT_Q8) {
                     const int lines = GROUP_BYTES / LINE_BYTES / slots;
-#pragma GCC unroll 32
+                    UNROLL(32)
                     for (int line = slot * lines; line < (slot + 1) * lines; line++)
                         for (int j = 0; j < 2; j++)
                             __builtin_prefetch((const uint8_t *)weights[j] + distance + line * LINE_BYTES);
                 }
                 if (passes_once && format == FORMAT_Q4 && g + 1 < groups) {
                     const int subs = 2 * SUBGROUPS / slots;
-#pragma GCC unroll 4
+                    UNROLL(4)
                     for (int sub = slot * subs; sub < (slot + 1) * subs; sub++)
                         unpack_group(w->strips[sub / SUBGROUPS], g + 1, sub % SUBGROUPS, k,
                                      w->unpacked[sub / SUBGROUPS] + (g + 1) % 2 * GROUP_BYTES);
@@ -169,7 +169,7 @@ INLINE void multiply_rows(const Matmul *m, const TileRows *rows, const TileStrip
         if (g > 0) a_scales += scales_stride;
     }
     const int has_second = s + 1 < m->count && m->epilogue != EPILOGUE_SILU_MUL;
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int i = 0; i < products; i++) {
         take_sums(i, sums[i]);
         add_sums(sums[i], scales[i % 2], a_scales + i / 2 * tile_rows, 0, tile_rows, acc[i]);

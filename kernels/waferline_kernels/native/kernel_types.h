@@ -30,7 +30,17 @@ typedef struct {
 } Int16;
 
 #define INLINE static inline __attribute__((always_inline))
-#define EACH(p) _Pragma("GCC unroll 4") for (int p = 0; p < PARTS; p++)
+
+/* Loops written out, so that arrays become registers: those of at most so many turns wholly, or so many turns at a time. */
+#define PRAGMA(text) _Pragma(#text)
+#ifdef __clang__
+#define UNROLL(most) PRAGMA(clang loop unroll(full))
+#define UNROLL_BY(turns) PRAGMA(clang loop unroll_count(turns))
+#else
+#define UNROLL(most) PRAGMA(GCC unroll most)
+#define UNROLL_BY(turns) PRAGMA(GCC unroll turns)
+#endif
+#define EACH(p) UNROLL(4) for (int p = 0; p < PARTS; p++)
 
 /* Four activations in every lane. */
 INLINE IntV broadcast_four(const void *a) {

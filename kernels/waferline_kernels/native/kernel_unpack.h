@@ -30,7 +30,7 @@ INLINE void unpack_subgroup(const uint8_t *lines, const int num_lines, Int16 sub
         factors[p] = (both ^ signs[p]) - signs[p];
         zeros[p] = (BytesV)(((factors[p] | factors[p] << 8) << 3) ^ signs[p]);
     }
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int line = 0; line < num_lines; line++) {
         const Line pairs = load_line(lines + line * LINE_BYTES);
         prefetch_ahead(lines + line * LINE_BYTES, FETCH_L1, NEAR_BYTES);

@@ -175,7 +175,7 @@ INLINE void load_pair(const int is_bf16, const uint8_t *x, int64_t i, int64_t st
 
 /* Halves are folded onto each other: one tree for every level. */
 #define FOLD(y, width, combine) \
-    _Pragma("GCC unroll 8") for (int i = 0; i < width; i++) y[i] = combine(y[i], y[i + width])
+    UNROLL(8) for (int i = 0; i < width; i++) y[i] = combine(y[i], y[i + width])
 #define SUM(a, b) ((a) + (b))
 #define LARGER(a, b) ((b) > (a) ? (b) : (a))
 
@@ -190,10 +190,10 @@ INLINE float sum16(Float16 x) {
 
 /* The lanes of y, moved down by `by`, those of the lower end coming in at the upper. */
 INLINE IntV rotate_lanes(IntV y, int by) {
-    static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    IntV lanes;
-    memcpy(&lanes, numbers, sizeof lanes);
-    return __builtin_shuffle(y, (lanes + by) & (LANES - 1));
+    IntV z;
+    UNROLL(16)
+    for (int lane = 0; lane < LANES; lane++) z[lane] = y[(lane + by) % LANES];
+    return z;
 }
 
 INLINE IntV larger_int(IntV a, IntV b) {
@@ -211,7 +211,7 @@ INLINE IntV larger_int(IntV a, IntV b) {
 INLINE int32_t sum16_int(Int16 x) {
     IntV y = {0};
     EACH(p) y = y + x.v[p];
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int width = LANES / 2; width > 0; width /= 2) y = y + rotate_lanes(y, width);
     return y[0];
 }
@@ -220,7 +220,7 @@ INLINE int32_t sum16_int(Int16 x) {
 INLINE int32_t max16_int(Int16 x) {
     IntV y = x.v[0];
     EACH(p) y = larger_int(x.v[p], y);
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int width = LANES / 2; width > 0; width /= 2) y = larger_int(rotate_lanes(y, width), y);
     return y[0];
 }

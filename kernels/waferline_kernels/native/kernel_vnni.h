@@ -85,7 +85,7 @@ INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {
 #if LANES == 16 /* vpermd looks at the low four bits of a lane alone */
     const __m512i values = _mm512_setr_epi32(0xFFF8, 0xFFF9, 0xFFFA, 0xFFFB, 0xFFFC, 0xFFFD, 0xFFFE, 0xFFFF, 1, 2, 3, 4, 5, 6,
                                              7, 8);
-#pragma GCC unroll 2
+    UNROLL(2)
     for (int h = 0; h < 2; h++) {
         const __m512i nibbles = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(scale_line + (2 + h) * TILE_N)));
         subscales[2 * h].v[0] = (IntV)_mm512_permutexvar_epi32(nibbles, values);

@@ -85,7 +85,7 @@ INLINE Int16 add_high(Int16 high, Int16 low) {
 
 /* Of the subgroups of a group, 16 columns each: -8..-1, 1..8. */
 INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int s = 0; s < SUBGROUPS; s++) EACH(p) {
             ByteV nibbles;
             memcpy(&nibbles, scale_line + (2 + s / 2) * TILE_N + p * sizeof nibbles, sizeof nibbles);

@@ -67,7 +67,7 @@ INLINE Int16 add_high(Int16 high, Int16 low) {
 
 INLINE void load_subscales(const uint8_t *scale_line, Int16 *subscales) {
     static const int8_t values[16] = {-8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8};
-#pragma GCC unroll 4
+    UNROLL(4)
     for (int s = 0; s < SUBGROUPS; s++) {
         const uint8x16_t pairs = vld1q_u8(scale_line + (2 + s / 2) * TILE_N);
         const int8x16_t columns = vqtbl1q_s8(vld1q_s8(values), s % 2 ? vshrq_n_u8(pairs, 4) : vandq_u8(pairs, vdupq_n_u8(15)));
