@@ -36,9 +36,10 @@ typedef struct {
     float *weight_scales; /* [V] of codes */
     int32_t *query_sums; /* [V] of codes */
     int32_t *ends;       /* [V] the position after the vector's own */
-    float *chunk;        /* keys [CHUNK_BLOCKS][head_dim][16], then values [CHUNK_TOKENS][stride] */
+    float *converted;    /* keys [4][head_dim][16], or values [tokens_together][stride] */
     int32_t vectors, first, begin; /* vectors before `first` end before the chunk, which begins at token `begin` */
     int32_t blocks;                /* of the chunk that any vector needs */
+    int is_converted;              /* bfloat16 becomes float32 once for all vectors, and not for each group of them */
     const uint8_t *keys[CHUNK_BLOCKS], *values[CHUNK_BLOCKS];
     NextTiles *next; /* of float formats; only bf16 asks for any */
 } Scratch;
@@ -60,7 +61,7 @@ INLINE Scratch carve_scratch(const Attention *t) {
     s.weight_scales = at += V;
     s.query_sums = (int32_t *)(at += V);
     s.ends = (int32_t *)(at += V);
-    s.chunk = at += V;
+    s.converted = at += V;
     return s;
 }
 
@@ -128,21 +129,32 @@ static void NAMED(score_tile_bf16)(const Products *t, int rows, int columns, flo
     WITH_SHAPE(rows, columns, score_tile(t, KV_BF16, R, C, y))
 }
 
-/* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys */
+/* The keys of block b, converted as the column-th of those that are at hand together. */
+INLINE const uint8_t *keys_of(const Attention *t, const Scratch *s, int b, int column) {
+    if (!s->is_converted) return s->keys[b];
+    float *keys = s->converted + column * t->head_dim * KV_BLOCK_SIZE; /* [head_dim][16] */
+    for (int d = 0; d < t->head_dim; d++) store16(keys + d * 16, load_kv(KV_BF16, s->keys[b], d, LINE_BYTES));
+    return (const uint8_t *)keys;
+}
+
+/* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys; some blocks by all vectors, so that keys stay in L1. */
 static void NAMED(score)(const Attention *t, const Scratch *s, ScoreTile score_tile) {
-    for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
-        const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1));
-        for (int b = 0, columns; b < blocks; b += columns) {
+    for (int b = 0, columns; b < s->blocks; b += columns) {
+        const uint8_t *keys[MOST_COLUMNS];
+        columns = columns_together(smaller_of(ATTEND_ROWS, s->vectors - s->first), s->blocks - b);
+        for (int c = 0; c < columns; c++) keys[c] = keys_of(t, s, b + c, c);
+        for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
+            const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1)) - b;
+            if (blocks <= 0) continue;
             Products products = {
                 .a = s->queries + v * s->stride,
                 .a_stride = s->stride,
                 .b_step = LINE_BYTES,
                 .count = t->head_dim,
             };
-            columns = columns_together(rows, blocks - b);
-            for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
+            for (int c = 0; c < columns; c++) products.b[c] = keys[c];
             ask_for_next(s->next, &products);
-            score_tile(&products, rows, columns, s->weights + v * CHUNK_TOKENS + b * KV_BLOCK_SIZE);
+            score_tile(&products, rows, smaller_of(columns, blocks), s->weights + v * CHUNK_TOKENS + b * KV_BLOCK_SIZE);
         }
     }
 }
@@ -214,14 +226,44 @@ INLINE void decay_context(const Scratch *s) {
         }
 }
 
+/* How many of the chunk's tokens all rows of the group that begins with vector v attend to, in whole blocks. */
+INLINE int common_tokens(const Scratch *s, int v) {
+    const int least = tokens_of(s, v), most = tokens_of(s, smaller_of(v + ATTEND_ROWS, s->vectors) - 1);
+    return least == most ? most : least / KV_BLOCK_SIZE * KV_BLOCK_SIZE;
+}
+
+/* Tokens whose values stay in L1 while all vectors pass over them. */
+INLINE int tokens_together(const Scratch *s) {
+    if (s->vectors - s->first <= ATTEND_ROWS) return CHUNK_TOKENS;
+    return (int)round_up(CONVERTED_FLOATS / s->stride, KV_BLOCK_SIZE);
+}
+
+INLINE void convert_values(Scratch *s, int begin, int end) {
+    float *values = s->converted; /* [end - begin][stride] */
+    for (int b = begin / KV_BLOCK_SIZE; b < s->blocks && b * KV_BLOCK_SIZE < end; b++) {
+        const uint8_t *columns = s->values[b]; /* bf16 [stride / 16][16 / 2][16][2] */
+        s->values[b] = (const uint8_t *)values;
+        for (int i = 0; i < KV_BLOCK_SIZE; i++, values += s->stride)
+            for (int d = 0; d < s->stride; d += 16)
+                store16(values + d, load_kv(KV_BF16, columns + d / 16 * KV_COLUMN_BYTES, i, LINE_BYTES));
+    }
+}
+
 /* The blocks that all rows of a group attend to go together; then each row's own last ones, a block never in parts. */
-static void NAMED(weigh)(const Scratch *s, AddValues add) {
+static void NAMED(weigh)(Scratch *s, AddValues add) {
+    const int part = tokens_together(s), tokens = s->blocks * KV_BLOCK_SIZE;
     decay_context(s);
-    for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
-        const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), least = tokens_of(s, v), most = tokens_of(s, v + rows - 1);
-        const int common = least == most ? most : least / KV_BLOCK_SIZE * KV_BLOCK_SIZE;
-        add(s, v, rows, 0, common);
-        for (int r = 0; r < rows && common < most; r++) add(s, v + r, 1, common, tokens_of(s, v + r));
+    for (int begin = 0; begin < tokens; begin += part) {
+        const int end = begin + part;
+        if (s->is_converted) convert_values(s, begin, end);
+        for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
+            const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), common = common_tokens(s, v);
+            if (begin < common) add(s, v, rows, begin, smaller_of(end, common));
+            for (int r = 0; r < rows; r++) {
+                const int own = common > begin ? common : begin, own_end = smaller_of(end, tokens_of(s, v + r));
+                if (own < own_end) add(s, v + r, 1, own, own_end);
+            }
+        }
     }
 }
 
@@ -316,21 +358,6 @@ INLINE void end_attention(const Attention *t, const Scratch *s) {
     }
 }
 
-/* Where many vectors share a chunk it is converted once, and not by each group of them. */
-INLINE void convert_chunk(const Attention *t, Scratch *s) {
-    const int key_floats = t->head_dim * KV_BLOCK_SIZE, value_floats = s->stride * KV_BLOCK_SIZE;
-    float *keys = s->chunk, *values = keys + CHUNK_BLOCKS * key_floats;
-    for (int b = 0; b < s->blocks; b++, keys += key_floats, values += value_floats) {
-        for (int d = 0; d < t->head_dim; d++) store16(keys + d * 16, load_kv(KV_BF16, s->keys[b], d, LINE_BYTES));
-        for (int i = 0; i < KV_BLOCK_SIZE; i++)
-            for (int d = 0; d < s->stride; d += 16)
-                store16(values + i * s->stride + d,
-                        load_kv(KV_BF16, s->values[b] + d / 16 * KV_COLUMN_BYTES, i, LINE_BYTES));
-        s->keys[b] = (const uint8_t *)keys;
-        s->values[b] = (const uint8_t *)values;
-    }
-}
-
 enum { CONVERT_VECTORS = 2 * ATTEND_ROWS };
 
 #if ATTEND_ROWS == 4 /* its cases are of up to four heads */
@@ -342,15 +369,15 @@ static void NAMED(attend_floats)(const Attention *t, const Attention *next, cons
     if (format == KV_BF16 ? attend_if_narrow(t, KV_BF16) : attend_if_narrow(t, KV_F32)) return;
 #endif
     Scratch s = begin_attention(t);
-    const int element = format == KV_BF16 ? 2 : 4, is_converted = format == KV_BF16 && s.vectors > CONVERT_VECTORS;
+    const int element = format == KV_BF16 ? 2 : 4;
     for (int v = 0; v < s.vectors; v++) {
         const float *query = t->query + v / t->heads * t->query_stride + v % t->heads * t->head_dim;
         memcpy(s.queries + v * s.stride, query, t->head_dim * sizeof *query);
         s.score_scales[v] = log2e_over_root(t->head_dim);
     }
     for (int begin = 0; enter_chunk(t, &s, begin, t->head_dim * KV_BLOCK_SIZE * element); begin += CHUNK_TOKENS) {
-        if (is_converted) convert_chunk(t, &s);
-        const int is_bf16 = format == KV_BF16 && !is_converted;
+        s.is_converted = format == KV_BF16 && s.vectors - s.first > CONVERT_VECTORS;
+        const int is_bf16 = format == KV_BF16 && !s.is_converted;
         const int tile_bytes = (t->head_dim + s.stride) * KV_BLOCK_SIZE * element;
         NextTiles next_tiles = {0};
         if (is_bf16) next_tiles = find_next_tiles(t, next, &s, ATTEND_ROWS, tile_bytes);
