@@ -4,8 +4,8 @@ Where there is no C compiler, or the build fails, the package installs without i
 """
 
 import os
-import platform
 import sys
+import sysconfig
 import warnings
 from pathlib import Path
 
@@ -14,12 +14,11 @@ from setuptools.command.build_ext import build_ext
 
 NATIVE = Path("kernels/waferline_kernels/native")
 FLAGS = ["-O3", "-std=gnu11", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
-FLAGS += ["-Wno-psabi", "-Wno-pass-failed"]  # clang: of loops that it cannot write out wholly
+FLAGS += ["-Wno-psabi", "-Wno-pass-failed"]  # gcc's of wide arguments; clang's of loops that it cannot unroll wholly
 # Python's own flags have -fwrapv, which leaves loops slower ways to count: 2 to 6% of a decoded token. Cython's file
 # keeps it.
 NO_WRAP = ["-fno-wrapv"]
 # -march levels and not single features, so that a CFLAGS=-march=native of the user's cannot leak into the base files.
-X86_BASE = ["-march=x86-64", "-mtune=generic"]
 AVX512 = ["-march=x86-64-v4", "-mavx512vnni", "-mprefer-vector-width=512"]
 X86_LEVELS = {
     "kernels_avx2": ["-march=x86-64-v3"],
@@ -28,9 +27,13 @@ X86_LEVELS = {
     "kernels_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
 }
 ARM_LEVELS = {"kernels_dotprod": ["-march=armv8.2-a+dotprod"]}
-MACHINE = platform.machine().lower()
-IS_X86 = MACHINE in ("x86_64", "amd64")
-LEVEL_FLAGS = X86_LEVELS if IS_X86 else ARM_LEVELS if MACHINE in ("aarch64", "arm64") else {}
+MACHINE = sysconfig.get_platform().rpartition("-")[2]  # what is compiled for
+if MACHINE in ("x86_64", "amd64"):
+    BASE_FLAGS, LEVEL_FLAGS = ["-march=x86-64", "-mtune=generic"], X86_LEVELS
+elif MACHINE in ("aarch64", "arm64"):
+    BASE_FLAGS, LEVEL_FLAGS = ["-march=armv8-a"], ARM_LEVELS
+else:
+    BASE_FLAGS, LEVEL_FLAGS = [], {}
 
 
 def sources():
@@ -44,7 +47,7 @@ class BuildNative(build_ext):
         compile_one = self.compiler._compile
 
         def compile_with_level(obj, src, ext, cc_args, extra_postargs, pp_opts):
-            level = LEVEL_FLAGS.get(Path(src).stem, X86_BASE if IS_X86 else [])
+            level = LEVEL_FLAGS.get(Path(src).stem, BASE_FLAGS)
             overflow = [] if Path(src).stem == "_native" else NO_WRAP
             return compile_one(obj, src, ext, cc_args, [*extra_postargs, *overflow, *level], pp_opts)
 
@@ -73,7 +76,7 @@ setup(
         Extension(
             "waferline_kernels.native._native",
             sources=sources(),
-            depends=["setup.py", *map(str, sorted(NATIVE.glob("*.h")))],
+            depends=["setup.py", *map(str, sorted(NATIVE.glob("*.h"))), *map(str, sorted(NATIVE.glob("kernels_*.c")))],
             extra_compile_args=FLAGS,
             extra_link_args=["-pthread"],
         )

@@ -22,8 +22,9 @@ SHAPES = [
     Dims(hidden=64, layers=1, heads=3, kv_heads=3, head_dim=64, ffn=16, vocab=40),
     Dims(hidden=36, layers=1, heads=7, kv_heads=1, head_dim=80, ffn=33, vocab=50),
     Dims(hidden=32, layers=1, heads=70, kv_heads=1, head_dim=2, ffn=16, vocab=20),
+    Dims(hidden=16, layers=1, heads=3, kv_heads=1, head_dim=512, ffn=16, vocab=20),
 ]
-NARROW = [  # one row of these has a path of its own on avx512 and amx, one for each number of heads that share a KV head
+NARROW = [  # one row of these has a path of its own on all levels but base, one for each number of heads that share a KV head
     Dims(hidden=16, layers=1, heads=2, kv_heads=2, head_dim=6, ffn=16, vocab=30),
     Dims(hidden=16, layers=1, heads=4, kv_heads=2, head_dim=8, ffn=16, vocab=30),
     Dims(hidden=16, layers=1, heads=3, kv_heads=1, head_dim=16, ffn=16, vocab=30),

@@ -63,8 +63,9 @@ cdef extern from "kernels.h":
     int64_t attend_scratch_floats(int32_t)
 
 cdef extern from "levels.h":
-    const KernelTable *level_by_number(int)
-    const KernelTable *level_by_name(const char *)
+    ctypedef const KernelTable *Kernels
+    const Kernels *supported_kernels()
+    const KernelTable *kernels_of_level(const char *)
 
 cdef extern from "arena.h":
     void *arena_create(int64_t)
@@ -189,16 +190,17 @@ LARGEST_HEAD_DIM = MAX_HEAD_DIM
 
 def supported_levels():
     """The instruction-set levels that this processor and operating system run, lowest first."""
+    cdef const Kernels *kernels = supported_kernels()
     names = []
-    while level_by_number(len(names)) != NULL:
-        names.append(level_by_number(len(names)).level.decode())
+    while kernels[len(names)] != NULL:
+        names.append(kernels[len(names)].level.decode())
     return tuple(names)
 
 
 cdef const KernelTable *kernels_of(level) except NULL:
-    cdef const KernelTable *kernels = level_by_name(level.encode())
+    cdef const KernelTable *kernels = kernels_of_level(level.encode())
     if kernels == NULL:
-        raise ValueError(f"level: {level!r}, expected one of {', '.join(supported_levels())}")
+        raise ValueError(f"this machine has no level {level!r}")
     return kernels
 
 

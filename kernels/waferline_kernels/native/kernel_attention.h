@@ -36,7 +36,7 @@ typedef struct {
     float *weight_scales; /* [V] of codes */
     int32_t *query_sums; /* [V] of codes */
     int32_t *ends;       /* [V] the position after the vector's own */
-    float *converted;    /* keys [4][head_dim][16], or values [tokens_together][stride] */
+    float *converted;    /* keys [MOST_BLOCKS_TOGETHER][head_dim][16], or values [tokens_together][stride] */
     int32_t vectors, first, begin; /* vectors before `first` end before the chunk, which begins at token `begin` */
     int32_t blocks;                /* of the chunk that any vector needs */
     int is_converted;              /* bfloat16 becomes float32 once for all vectors, and not for each group of them */
@@ -129,20 +129,20 @@ static void NAMED(score_tile_bf16)(const Products *t, int rows, int columns, flo
     WITH_SHAPE(rows, columns, score_tile(t, KV_BF16, R, C, y))
 }
 
-/* The keys of block b, converted as the column-th of those that are at hand together. */
-INLINE const uint8_t *keys_of(const Attention *t, const Scratch *s, int b, int column) {
-    if (!s->is_converted) return s->keys[b];
-    float *keys = s->converted + column * t->head_dim * KV_BLOCK_SIZE; /* [head_dim][16] */
-    for (int d = 0; d < t->head_dim; d++) store16(keys + d * 16, load_kv(KV_BF16, s->keys[b], d, LINE_BYTES));
-    return (const uint8_t *)keys;
+INLINE void convert_keys(const Attention *t, Scratch *s, int first_block, int blocks) {
+    float *keys = s->converted; /* [blocks][head_dim][16] */
+    for (int b = first_block; b < first_block + blocks; b++, keys += t->head_dim * KV_BLOCK_SIZE) {
+        for (int d = 0; d < t->head_dim; d++) store16(keys + d * 16, load_kv(KV_BF16, s->keys[b], d, LINE_BYTES));
+        s->keys[b] = (const uint8_t *)keys;
+    }
 }
 
 /* weights[first .. vectors - 1][CHUNK_TOKENS] = queries . keys; some blocks by all vectors, so that keys stay in L1. */
-static void NAMED(score)(const Attention *t, const Scratch *s, ScoreTile score_tile) {
+static void NAMED(score)(const Attention *t, Scratch *s, ScoreTile score_tile) {
+    _Static_assert(ATTEND_COLUMNS(ATTEND_ROWS) <= MOST_BLOCKS_TOGETHER, "room for converted keys");
     for (int b = 0, columns; b < s->blocks; b += columns) {
-        const uint8_t *keys[MOST_COLUMNS];
         columns = columns_together(smaller_of(ATTEND_ROWS, s->vectors - s->first), s->blocks - b);
-        for (int c = 0; c < columns; c++) keys[c] = keys_of(t, s, b + c, c);
+        if (s->is_converted) convert_keys(t, s, b, columns);
         for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
             const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), blocks = blocks_of(tokens_of(s, v + rows - 1)) - b;
             if (blocks <= 0) continue;
@@ -152,7 +152,7 @@ static void NAMED(score)(const Attention *t, const Scratch *s, ScoreTile score_t
                 .b_step = LINE_BYTES,
                 .count = t->head_dim,
             };
-            for (int c = 0; c < columns; c++) products.b[c] = keys[c];
+            for (int c = 0; c < columns; c++) products.b[c] = s->keys[b + c];
             ask_for_next(s->next, &products);
             score_tile(&products, rows, smaller_of(columns, blocks), s->weights + v * CHUNK_TOKENS + b * KV_BLOCK_SIZE);
         }
@@ -232,10 +232,10 @@ INLINE int common_tokens(const Scratch *s, int v) {
     return least == most ? most : least / KV_BLOCK_SIZE * KV_BLOCK_SIZE;
 }
 
-/* Tokens whose values stay in L1 while all vectors pass over them. */
+/* Tokens whose values all vectors pass over before the next; a single group passes over each but once. */
 INLINE int tokens_together(const Scratch *s) {
     if (s->vectors - s->first <= ATTEND_ROWS) return CHUNK_TOKENS;
-    return (int)round_up(CONVERTED_FLOATS / s->stride, KV_BLOCK_SIZE);
+    return (int)round_up(VALUES_TOGETHER / s->stride, KV_BLOCK_SIZE);
 }
 
 INLINE void convert_values(Scratch *s, int begin, int end) {
@@ -249,12 +249,13 @@ INLINE void convert_values(Scratch *s, int begin, int end) {
     }
 }
 
-/* The blocks that all rows of a group attend to go together; then each row's own last ones, a block never in parts. */
+/* Some tokens at a time; of them the blocks that all rows of a group attend to go together, then come each row's own last
+ * ones, a block never in parts. */
 static void NAMED(weigh)(Scratch *s, AddValues add) {
-    const int part = tokens_together(s), tokens = s->blocks * KV_BLOCK_SIZE;
+    const int together = tokens_together(s), tokens = s->blocks * KV_BLOCK_SIZE;
     decay_context(s);
-    for (int begin = 0; begin < tokens; begin += part) {
-        const int end = begin + part;
+    for (int begin = 0; begin < tokens; begin += together) {
+        const int end = begin + together;
         if (s->is_converted) convert_values(s, begin, end);
         for (int v = s->first; v < s->vectors; v += ATTEND_ROWS) {
             const int rows = smaller_of(ATTEND_ROWS, s->vectors - v), common = common_tokens(s, v);
@@ -358,6 +359,7 @@ INLINE void end_attention(const Attention *t, const Scratch *s) {
     }
 }
 
+/* More vectors than these have bfloat16 converted once for all of them. */
 enum { CONVERT_VECTORS = 2 * ATTEND_ROWS };
 
 #if ATTEND_ROWS == 4 /* its cases are of up to four heads */

@@ -1,5 +1,8 @@
 /* The kernels of one instruction-set level, included by kernels_<level>.c, which provides
  *
+ *   LEVEL, LEVEL_NAME,   the level's name, the rows that pass over a strip at a time, and a vector's lanes
+ *   LEVEL_MAX_ROWS,
+ *   LANES
  *   Line                 16 columns x 4 K of codes, made ready to multiply
  *   load_q8              a line of q8
  *   add_line             isum + line . activations[4], exact
@@ -18,7 +21,8 @@
  *   SUBGROUPS_UNROLL     subgroups: what latency, branches and registers make best
  *   ATTEND_ROWS          query vectors that attention computes together, and
  *   ATTEND_COLUMNS       columns of 16 sums for each of so many rows: what the registers hold
- *   LEVEL_HAS_VNNI       where it is defined, many rows of q4 are unpacked to q8 first: products cost what they cost there
+ *   LEVEL_HAS_VNNI       where it is defined, products of q4 cost what those of q8 do, so that many rows of it are unpacked
+ *                        to q8 first, a Line's parts being its bytes as load_line loads them
  *   LEVEL_HAS_NEON       where it is defined, vectors of four are NEON's
  *   LEVEL_HAS_TILES      where it is defined, many rows, and all of bf16, go through tile registers
  *

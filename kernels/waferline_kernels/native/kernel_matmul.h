@@ -122,8 +122,8 @@ INLINE void several_rows(const Matmul *m, int s, const int format) {
 }
 
 /* From so many rows on two strips of q4 are unpacked to q8 first: a product then has half as many instructions beside it,
- * which pays for those of unpacking. Whether these are so many; then they are done. The first pass over a pair asks for the
- * next, which is about as long as one strip unpacked. */
+ * which pays for those of unpacking. Whether these are so many; then they are done. Where strips go in pairs, the first pass
+ * over one asks for the next, which is about as long as one strip unpacked. */
 INLINE int many_rows_unpacked(const Matmul *m, const int format) {
 #if defined(LEVEL_HAS_VNNI) && !defined(LEVEL_HAS_TILES)
     enum { MIN_UNPACKED_ROWS = 24 };

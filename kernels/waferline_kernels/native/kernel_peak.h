@@ -7,7 +7,7 @@
 #include "kernels.h"
 
 /* Sums side by side: enough for the dot product's latency (5 cycles, two a cycle), as many as there are registers. */
-enum { PEAK_CHAINS = LANES == 16 ? 12 : 6 };
+enum { PEAK_CHAINS = LANES == 16 ? 12 : LEVEL_MAX_ROWS };
 
 /* The compiler must take memory as changed: operands are not known to it, and activations are loaded anew each time, as a
  * matmul loads them. */

@@ -15,11 +15,8 @@
 
 typedef Int16 Line; /* codes [16 columns][4 K] */
 
-#if LANES == 16
-enum { LEVEL_CHAINS = 4, LINES_TOGETHER = 1, LINES_UNROLL = 4, SUBGROUPS_UNROLL = 4 };
-#else
-enum { LEVEL_CHAINS = 4, LINES_TOGETHER = 1, LINES_UNROLL = 2, SUBGROUPS_UNROLL = 1 };
-#endif
+enum { LEVEL_CHAINS = 4, LINES_TOGETHER = 1 };
+enum { LINES_UNROLL = LANES == 16 ? 4 : 2, SUBGROUPS_UNROLL = LANES == 16 ? 4 : 1 };
 enum { Q8_OFFSET = 128, HAS_Q4_OFFSETS = 1 }; /* vpdpbusd takes unsigned weights */
 
 /* sum[i] += u[4 i .. 4 i + 3] . s[4 i .. 4 i + 3], unsigned by signed bytes */
@@ -48,7 +45,7 @@ INLINE Line load_line(const uint8_t *codes) {
 
 INLINE Line load_q8(const uint8_t *codes) {
     Line line = load_line(codes);
-    EACH(p) line.v[p] = line.v[p] ^ (int)0x80808080;
+    EACH(p) line.v[p] = line.v[p] ^ (int)(Q8_OFFSET * 0x01010101u);
     return line;
 }
 

@@ -100,16 +100,16 @@ static inline int64_t kv_int8_scales(int32_t head_dim) {
     return kv_int8_values(head_dim) + KV_BLOCK_SIZE * kv_value_stride(head_dim);
 }
 
-/* Keys or values as float32, what stays in L1 while all vectors pass over it: four blocks of keys, or so many floats of
- * values and less than a block more. */
-enum { CONVERTED_FLOATS = 4096 };
+/* What all query vectors pass over before they do over the next: so many blocks of keys, or so many floats of values and
+ * less than a block more. Of heads of 64 either stays in L1. */
+enum { MOST_BLOCKS_TOGETHER = 4, VALUES_TOGETHER = 4096 };
 
-/* For each query vector: query and context, weights, their codes, the softmax's denominators, eight numbers; and keys or
- * values as float32. */
+/* For each query vector: query and context, weights, their codes, the softmax's denominators, eight numbers; and such keys
+ * or values as float32. */
 static inline int64_t attend_scratch_floats(int32_t head_dim) {
     const int64_t stride = kv_value_stride(head_dim);
     return (ATTEND_VECTORS + ATTEND_SPARE) * (2 * round_up(head_dim, 32) + CHUNK_TOKENS + CHUNK_TOKENS / 2 + 16 + 8) +
-           CONVERTED_FLOATS + 4 * KV_BLOCK_SIZE * stride;
+           larger_of(MOST_BLOCKS_TOGETHER * KV_BLOCK_SIZE * stride, VALUES_TOGETHER + KV_BLOCK_SIZE * stride);
 }
 
 typedef struct {

@@ -7,8 +7,6 @@
  * Codes of q4 are unsigned as they lie, and small: the 16 products of a subgroup that fall into one of 16 bits stay within
  * 30,480, zero points taken off or not, so that two instructions do for as many weights and vpmaddwd widens the sum over a
  * whole subgroup as it multiplies by subscales. */
-#include <immintrin.h>
-
 #define LEVEL avx2
 #define LEVEL_NAME "avx2"
 #define LEVEL_MAX_ROWS 4

@@ -1,5 +1,6 @@
 #include "levels.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "amx.h"
@@ -7,10 +8,13 @@
 #ifdef __x86_64__
 #include <cpuid.h>
 
-/* By features: not all compilers know x86-64-v3 and v4 here. Every processor with these has the others of its level. */
-static int has_x86_64_v3(void) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
-           __builtin_cpu_supports("bmi2");
+/* x86-64-v3, feature by feature: not all compilers know it by name here. */
+static int has_avx2(void) {
+    unsigned a, b, basic, extended, d;
+    const unsigned wanted = bit_FMA | bit_MOVBE | bit_F16C;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) return 0;
+    if (!__get_cpuid(1, &a, &b, &basic, &d) || (basic & wanted) != wanted) return 0;
+    return __get_cpuid(0x80000001, &a, &b, &extended, &d) && (extended & bit_LZCNT);
 }
 
 static int has_avx512_vnni(void) {
@@ -23,34 +27,50 @@ static int has_avx_vnni(void) {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & LEAF_7_1_EAX_AVX_VNNI);
 }
-#elif defined(__aarch64__) && defined(__linux__)
+#elif defined(__aarch64__)
+#ifdef __linux__
 #include <sys/auxv.h>
+#endif
 
 static int has_dot_product(void) {
+#ifdef __linux__
     enum { HWCAP_DOT_PRODUCT = 1 << 20 };
     return (getauxval(AT_HWCAP) & HWCAP_DOT_PRODUCT) != 0;
+#elif defined(__APPLE__)
+    return 1; /* from the M1 on */
+#else
+    return 0;
+#endif
 }
 #endif
 
-const KernelTable *level_by_number(int number) {
-    const KernelTable *levels[8] = {&kernels_base};
-    int count = 1;
+enum { MOST_LEVELS = 5 };
+
+static pthread_once_t levels_once = PTHREAD_ONCE_INIT;
+static Kernels levels[MOST_LEVELS + 1]; /* ends with NULL */
+
+static void find_levels(void) {
+    int count = 0;
+    levels[count++] = &kernels_base;
 #ifdef __x86_64__
     __builtin_cpu_init();
-    const int has_avx2 = has_x86_64_v3(), has_avx512 = has_avx2 && has_avx512_vnni();
-    if (has_avx2) levels[count++] = &kernels_avx2;
-    if (has_avx2 && has_avx_vnni()) levels[count++] = &kernels_avxvnni;
-    if (has_avx512) levels[count++] = &kernels_avx512;
-    if (has_avx512 && __builtin_cpu_supports("avx512bf16") && amx_permit()) levels[count++] = &kernels_amx;
-#elif defined(__aarch64__) && defined(__linux__)
+    const int avx2 = has_avx2(), avx512 = avx2 && has_avx512_vnni();
+    if (avx2) levels[count++] = &kernels_avx2;
+    if (avx2 && has_avx_vnni()) levels[count++] = &kernels_avxvnni;
+    if (avx512) levels[count++] = &kernels_avx512;
+    if (avx512 && __builtin_cpu_supports("avx512bf16") && amx_permit()) levels[count++] = &kernels_amx;
+#elif defined(__aarch64__)
     if (has_dot_product()) levels[count++] = &kernels_dotprod;
 #endif
-    return number < count ? levels[number] : NULL;
 }
 
-const KernelTable *level_by_name(const char *name) {
-    const KernelTable *kernels;
-    for (int n = 0; (kernels = level_by_number(n)); n++)
-        if (strcmp(kernels->level, name) == 0) return kernels;
-    return NULL;
+const Kernels *supported_kernels(void) {
+    pthread_once(&levels_once, find_levels);
+    return levels;
+}
+
+const KernelTable *kernels_of_level(const char *name) {
+    const Kernels *kernels = supported_kernels();
+    while (*kernels && strcmp((*kernels)->level, name) != 0) kernels++;
+    return *kernels;
 }

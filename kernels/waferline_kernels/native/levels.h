@@ -4,9 +4,11 @@
 
 #include "kernels.h"
 
-/* The number-th of them, lowest first; NULL beyond the highest. */
-const KernelTable *level_by_number(int number);
-/* NULL where it is not among them. */
-const KernelTable *level_by_name(const char *name);
+typedef const KernelTable *Kernels;
+
+/* Lowest first; NULL after the highest. */
+const Kernels *supported_kernels(void);
+/* NULL where there is no such level. */
+const KernelTable *kernels_of_level(const char *name);
 
 #endif
