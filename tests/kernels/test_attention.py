@@ -24,7 +24,7 @@ SHAPES = [
     Dims(hidden=32, layers=1, heads=70, kv_heads=1, head_dim=2, ffn=16, vocab=20),
     Dims(hidden=16, layers=1, heads=3, kv_heads=1, head_dim=512, ffn=16, vocab=20),
 ]
-NARROW = [  # one row of these has a path of its own on all levels but base, one for each number of heads that share a KV head
+NARROW = [  # one row of these has a path of its own but on base, one for each number of heads that share a KV head
     Dims(hidden=16, layers=1, heads=2, kv_heads=2, head_dim=6, ffn=16, vocab=30),
     Dims(hidden=16, layers=1, heads=4, kv_heads=2, head_dim=8, ffn=16, vocab=30),
     Dims(hidden=16, layers=1, heads=3, kv_heads=1, head_dim=16, ffn=16, vocab=30),
