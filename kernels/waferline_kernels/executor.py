@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from .aligned import aligned_zeros
 from .kv_cache import kv_format
-from .placement import Placement
-from .program import Buffer, Dims, Program
+from .placement import Placement, check_placement
+from .program import Buffer, Dims, Op, Program
 from .ring import ENTRY, Finish, Ring
 from .sequences import KV_BLOCK_SIZE, SPAN, ExecutorLimits, SequenceTable
 
@@ -52,12 +52,17 @@ class RunResult:
 
 
 class Executor(ABC):
-    """Holds the weights, the KV blocks and the sequence table; runs batches. Made by ``create_executor``."""
+    """Holds the weights, the KV blocks and the sequence table; runs batches. Made by ``create_executor``.
+
+    Whoever fills the sequence table sees to it that its block ids, token ids and sampling parameters are valid.
+    """
 
     name: str
     level: str
 
     def __init__(self, program: Program, placement: Placement, limits: ExecutorLimits) -> None:
+        check_placement(program, placement)
+        check_rotary_tables(program, limits)
         self.dims: Dims = program.dims
         self.limits = limits
         self.kv_format = kv_format(limits.kv_dtype)
@@ -76,7 +81,8 @@ class Executor(ABC):
 
         At least one step is taken unless the ring has no room for it. Each sampled token is appended to its slot and
         published in ``ring``, but for those that follow a wrong draft; the run ends with a step that has one. Raises
-        ValueError for a batch that is malformed or beyond the limits; nothing has run then.
+        ValueError for ``max_steps`` below 1 and for a batch that is malformed or beyond the limits; nothing has run
+        then.
         """
 
     def attach(self) -> None:
@@ -104,7 +110,7 @@ class StepwiseExecutor(Executor):
         tokens are not appended: other rows may still need the drafts in their places."""
 
     def run(self, program: Program, batch: NDArray[np.void], max_steps: int) -> RunResult:
-        check_batch(batch, self.sequences, self.limits)
+        check_batch(batch, max_steps, self.sequences, self.limits)
         if self.ring.free < int(batch["num_logits"].sum()):
             return RunResult(0, StopReason.RING_FULL, 0.0)
         begin = time.perf_counter()
@@ -173,12 +179,25 @@ def next_batch(batch: NDArray[np.void]) -> NDArray[np.void]:
     return following
 
 
-def check_batch(batch: NDArray[np.void], table: SequenceTable, limits: ExecutorLimits) -> None:
-    """Raise ValueError for a batch that would read or write outside the executor's memory, naming the field."""
+def check_rotary_tables(program: Program, limits: ExecutorLimits) -> None:
+    """Raise ValueError unless the program's rotary embeddings have angles for each position of a sequence."""
+    rotary = program.instructions["op"] == Op.ROTARY
+    for index in np.unique(program.instructions["weight"][rotary]):
+        tensor = program.tensors[index]
+        if tensor.n < limits.max_model_len:
+            raise ValueError(
+                f"limits.max_model_len: {limits.max_model_len}, expected at most {tensor.name}'s {tensor.n}"
+            )
+
+
+def check_batch(batch: NDArray[np.void], max_steps: int, table: SequenceTable, limits: ExecutorLimits) -> None:
+    """Raise ValueError for a batch that does not fit the limits or the slots' tokens and blocks, naming the field."""
 
     def fail(field: str, value: object, allowed: str) -> None:
         raise ValueError(f"batch.{field}: {value}, expected {allowed}")
 
+    if max_steps < 1:
+        raise ValueError(f"max_steps: {max_steps}, expected at least 1")
     if batch.dtype != SPAN or batch.ndim != 1 or len(batch) == 0:
         fail("dtype", f"{batch.dtype} {batch.shape}", f"a vector of {SPAN} with at least one span")
     slot, start, count, num_logits = (
@@ -192,12 +211,19 @@ def check_batch(batch: NDArray[np.void], table: SequenceTable, limits: ExecutorL
         fail("count", count.tolist(), f"at least 1 each and {limits.max_num_batched_tokens} in all")
     if (num_logits < 0).any() or (num_logits > count).any() or num_logits.sum() > limits.max_num_logits:
         fail("num_logits", num_logits.tolist(), f"0 to count each and {limits.max_num_logits} in all")
-    num_drafts = np.maximum(start + count - table.num_tokens[slot], 0)
+    end = start + count
+    num_drafts = np.maximum(end - table.num_tokens[slot], 0)
     if start.min() < 0 or ((num_drafts > 0) & (num_logits <= num_drafts)).any():
         within = f"rows within the {table.num_tokens[slot].tolist()} tokens of the slots"
         fail("start", start.tolist(), f"{within}, or with logits of all drafts and of the row before them")
-    if (start + count > np.minimum(table.num_blocks[slot] * KV_BLOCK_SIZE, limits.max_model_len)).any():
+    if (end > np.minimum(table.num_blocks[slot] * KV_BLOCK_SIZE, limits.max_model_len)).any():
         fail("start", start.tolist(), f"rows within the {table.num_blocks[slot].tolist()} reserved blocks of the slots")
+    if ((num_logits > 0) & (num_drafts == 0) & (end == limits.max_model_len)).any():
+        fail(
+            "num_logits",
+            num_logits.tolist(),
+            f"0 where a slot's {limits.max_model_len} tokens leave no room for another",
+        )
 
 
 def choose_backend(backend: str | None = None) -> str:

@@ -28,11 +28,16 @@ class Placement:
 
 
 def check_placement(program: Program, placement: Placement) -> None:
-    """Raise ValueError unless every strip has one place inside its worker's arena."""
+    """Raise ValueError unless every strip has one place inside its worker's arena, a gate's beside its up's, and every
+    worker a CPU where any has."""
+    if placement.cpus is not None and len(placement.cpus) != placement.num_workers:
+        raise ValueError(f"placement.cpus: {placement.cpus}, expected one for each of {placement.num_workers} workers")
     for tensor, shares in zip(program.tensors, placement.shares, strict=True):
         ends = shares["offset"] + shares["count"].astype(np.int64) * tensor.strip_bytes
         firsts = np.concatenate([[0], np.cumsum(shares["count"])])
         if (firsts[:-1] != shares["first"]).any() or firsts[-1] != tensor.num_strips:
             raise ValueError(f"placement: {tensor.name}'s shares do not cover its {tensor.num_strips} strips in order")
+        if tensor.interleaved and (shares["count"] % 2).any():
+            raise ValueError(f"placement: the shares of {tensor.name} part strips that are multiplied in pairs")
         if (shares["offset"] < 0).any() or (ends > np.array(placement.arena_bytes)).any():
             raise ValueError(f"placement: the shares of {tensor.name} lie outside the arenas")

@@ -3,15 +3,15 @@
 A program depends on the model alone; threads, cores and caches are the Placement's business. Every backend runs the
 same table. For one layer of a Llama in q8 it reads::
 
-    norm      x -> act      weight=layers.0.input_norm   group=64     (RMS norm, then quantise the row)
+    norm      x -> act      weight=layers.0.input_norm   group=128     (RMS norm, then quantise the row)
     matmul    act -> qkv    weight=layers.0.qkv          store
     rotary    qkv -> qkv    weight=rope                  layer=0      (rotate q and k, write k and v to the cache)
     attend    qkv -> ctx                                 layer=0
-    quantize  ctx -> act                                 group=64
+    quantize  ctx -> act                                 group=128
     matmul    act -> x      weight=layers.0.o            add
-    norm      x -> act      weight=layers.0.post_norm    group=64
+    norm      x -> act      weight=layers.0.post_norm    group=128
     matmul    act -> ffn    weight=layers.0.gate_up      silu_mul
-    quantize  ffn -> act                                 group=64
+    quantize  ffn -> act                                 group=128
     matmul    act -> x      weight=layers.0.down         add
 """
 

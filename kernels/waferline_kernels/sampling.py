@@ -2,7 +2,8 @@
 
 The order is vLLM's: ``allowed_ids``; bad words; stop ids masked below ``min_tokens``; logit bias; repetition, frequency
 and presence penalties; temperature; ``min_p``; ``top_k``; ``top_p``; one draw. Ties go to the lowest id; where every token
-is banned, the lowest allowed id is taken. Log-probabilities are those of the raw logits.
+is banned, the lowest allowed id is taken. NaN counts as banned, and of logits that became infinite the first is taken.
+Log-probabilities are those of the raw logits.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def banned_tokens(rules: SamplingRules, output: NDArray[np.int32]) -> list[int]:
     return banned
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def penalized_logits(
     logits: NDArray[np.float32], rules: SamplingRules, tokens: NDArray[np.int32]
 ) -> NDArray[np.float32]:
@@ -52,18 +54,20 @@ def penalized_logits(
     if params["frequency_penalty"] != 0 or params["presence_penalty"] != 0:
         seen, counts = np.unique(output, return_counts=True)
         z[seen] -= counts.astype(np.float32) * params["frequency_penalty"] + params["presence_penalty"]
-    return z
+    return np.where(np.isnan(z), np.float32(-np.inf), z)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def sample_token(logits: NDArray[np.float32], rules: SamplingRules, tokens: NDArray[np.int32]) -> int:
     """The token that follows ``tokens`` (int32 [num_tokens]), from ``logits`` (float32 [vocab])."""
     params = rules.params
     z = penalized_logits(logits, rules, tokens)
     if z.max() == -np.inf:
         return int(allowed_tokens(rules, len(z)).argmax())
-    if params["temperature"] == 0:
+    if params["temperature"] != 0:
+        z = z / params["temperature"]
+    if params["temperature"] == 0 or z.max() == np.inf:
         return int(z.argmax())
-    z = z / params["temperature"]
     weights = np.exp(z - z.max())
     weights[weights < params["min_p"]] = 0
     ids = np.arange(len(z))

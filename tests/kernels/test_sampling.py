@@ -176,5 +176,39 @@ def test_logits_that_are_no_numbers_crash_nothing(executor: Executor, value: flo
         other.close()
 
 
+@pytest.mark.parametrize("sampling", [{}, {"top_p": 0.9}, {"top_k": 50}, {"min_p": 0.01}, {"repetition_penalty": 1.5}])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-38])
+def test_a_logit_that_is_no_number_is_never_drawn(
+    executor: Executor, sampling: dict[str, Any], temperature: float
+) -> None:
+    weights = {name: array.copy() for name, array in WEIGHTS.items()}
+    weights["matrix"].view(np.float32).reshape(-1, 8, 16)[1, :, 3] = np.nan  # of token 19
+    other = make_executor(_target(executor), PROGRAM, even_placement(PROGRAM, 1), weights, make_limits())
+    try:
+        for seed in range(20):
+            sampling |= {"temperature": temperature, "seed": seed, "allowed_ids": range(5, VOCAB)}
+            entry, logits = sample(other, [3], **sampling)
+            assert np.isnan(logits[19])
+            assert entry["token"] == sample_token(logits, other.sequences.rules(0), np.array([3], np.int32))
+            assert entry["token"] >= 5
+            assert entry["token"] != 19
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize("sampling", [{}, {"top_p": 0.9}, {"min_p": 0.01}])
+def test_of_logits_that_became_infinite_the_first_is_taken(executor: Executor, sampling: dict[str, Any]) -> None:
+    """By a penalty, or by a very small temperature."""
+    _, logits = sample(executor, [3, 7])
+    positive = np.flatnonzero(logits > 0)[3:9].tolist()
+    sampling = sampling | {"temperature": 1.0, "repetition_penalty": 1e-40, "allowed_ids": range(3, VOCAB)}
+    entry, _ = sample(executor, [*reversed(positive), 3], **sampling)
+    rules = executor.sequences.rules(0)
+    expected = sample_token(executor.logits[0, :VOCAB], rules, np.array([*reversed(positive), 3], np.int32))
+    assert entry["token"] == expected
+    entry, logits = sample(executor, [3], **(sampling | {"temperature": 1e-40, "repetition_penalty": 1.0}))
+    assert entry["token"] == 3 + np.flatnonzero(logits[3:] > 0)[0]
+
+
 def _target(executor: Executor) -> str:
     return f"native-{executor.level}" if executor.name == "native" else executor.name

@@ -6,6 +6,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
+import os
+
 import numpy as np
 
 from ..aligned import aligned_zeros
@@ -56,7 +58,6 @@ cdef extern from "kernels.h":
         void *exp_sum
         void *read
         int (*pack[4])(const float *, int32_t, int32_t, uint8_t *) noexcept nogil
-    const KernelTable kernels_base
     int64_t scratch_bytes(int64_t, int64_t)
     int64_t split_bytes(int64_t, int64_t)
     enum: ARENA_SLACK, NUM_KV_FORMATS
@@ -75,18 +76,17 @@ cdef extern from "gate.h":
     ctypedef struct Gate:
         pass
     void gate_init(Gate *)
-    void gate_destroy(Gate *)
+    void gate_destroy(Gate *) nogil
 
 cdef extern from "team.h":
     ctypedef struct Team:
         pass
     ctypedef void (*Job)(void *, int) noexcept nogil
     Team *team_create(int, int *)
-    void team_destroy(Team *)
+    void team_destroy(Team *) nogil
     int team_leaves_cpu(const Team *)
     void team_attach(Team *)
     void team_run(Team *, Job, void *) nogil
-    void team_barrier(Team *) nogil
 
 cdef extern from "ring.h":
     ctypedef struct Ring:
@@ -279,12 +279,13 @@ cdef void *address(array):
 
 @cython.no_gc_clear  # __dealloc__ needs the list of arenas
 cdef class Core:
-    """The C executor and its memory. ``close`` releases both; nothing may be called after it."""
+    """The C executor and its memory. ``close`` releases both; what runs raises RuntimeError after it."""
 
-    cdef Executor e
+    cdef Executor *e
     cdef list arenas  # (address, bytes)
     cdef dict kept  # arrays that C points into
     cdef bint is_open
+    cdef int process
 
     def __cinit__(self):
         self.arenas = []
@@ -296,8 +297,9 @@ cdef class Core:
         """``tensors``: (n, k, format, is_table, strip_bytes) each; ``buffers``: float32 [rows, stride]
         arrays in Buffer's order; ``act_rows``: (codes int8, scales float32, sums int32) arrays of the shared ACT, and
         the same of each worker after (x float32); ``kv_tile``: bytes of a KV tile in ``kv_format``."""
-        cdef Executor *e = &self.e
+        cdef Executor *e = <Executor *>self.keep("executor", aligned_zeros(sizeof(Executor), np.uint8))
         cdef int w
+        self.e, self.process = e, os.getpid()
         e.kernels = kernels_of(level)
         (e.dims.hidden, e.dims.layers, e.dims.heads, e.dims.kv_heads, e.dims.head_dim, e.dims.ffn, e.dims.vocab) = dims
         e.kv_format, e.kv_tile = kv_format, kv_tile
@@ -387,8 +389,14 @@ cdef class Core:
         s.stop_flags = <int32_t *>self.keep("stop_flags", table.stop_flags)
         s.wake = <int32_t *>self.keep("wake", table.wake)
 
+    cdef int check_open(self) except -1:
+        if not self.is_open:
+            raise RuntimeError("the executor is closed")
+        return 0
+
     def load_table(self, int tensor, padded):
         """Point tensor at its rows: float32 [n, stride], padded with zeros to whole vectors."""
+        self.check_open()
         self.e.tensors[tensor].table = <const float *>self.keep(f"table {tensor}", padded)
         self.e.tensors[tensor].table_stride = padded.shape[1]
 
@@ -396,42 +404,43 @@ cdef class Core:
         """Have each worker copy its strips (of uint8 [num_strips, strip_bytes]) into its arena, whose pages it so touches
         first."""
         cdef StripsToLoad load
-        load.executor, load.tensor, load.strips = &self.e, tensor, &strips[0, 0]
+        self.check_open()
+        load.executor, load.tensor, load.strips = self.e, tensor, &strips[0, 0]
         with nogil:
             team_run(self.e.team, load_share, &load)
 
     def attach(self):
+        self.check_open()
         team_attach(self.e.team)
 
     def read_seconds(self, int sweeps):
         """Seconds that the team takes to read its weights ``sweeps`` times over."""
         cdef double seconds
-        if not self.is_open:
-            raise RuntimeError("the executor is closed")
+        self.check_open()
         with nogil:
-            seconds = measure_weights_read(&self.e, sweeps)
+            seconds = measure_weights_read(self.e, sweeps)
         return seconds
 
     def run(self, instructions, spans, int max_steps, profile):
         """-> (num_steps, reason, bad_slot, nanoseconds). The arrays are contiguous; ``profile`` is int64 or None."""
         cdef Outcome outcome
-        if not self.is_open:
-            raise RuntimeError("the executor is closed")
+        self.check_open()
         self.e.instructions = <const Instruction *>self.keep("instructions", instructions)
         self.e.num_instructions = len(instructions)
         self.e.profile = NULL if profile is None else <int64_t *>self.keep("profile", profile)
         self.e.num_spans = len(spans)
         memcpy(self.e.spans, address(spans), spans.nbytes)
         with nogil:
-            outcome = executor_run(&self.e, max_steps)
+            outcome = executor_run(self.e, max_steps)
         return outcome.num_steps, outcome.reason, outcome.bad_slot, outcome.nanoseconds
 
     def ring_waiting(self):
         return ring_waiting(&self.e.ring)
 
     def ring_wait(self, double timeout):
+        cdef int64_t nanoseconds = <int64_t>(min(max(timeout, 0.0), 1e9) * 1e9)
         with nogil:
-            ring_wait(&self.e.ring, <int64_t>(timeout * 1e9))
+            ring_wait(&self.e.ring, nanoseconds)
         return ring_waiting(&self.e.ring) > 0
 
     def ring_drain(self):
@@ -446,17 +455,21 @@ cdef class Core:
         return drained
 
     def close(self):
+        cdef Executor *e = self.e
         if self.is_open:
             self.is_open = False
-            team_destroy(self.e.team)
-            gate_destroy(&self.e.ring.published)
+            if os.getpid() == self.process:  # a forked child has no workers to wait for, and would
+                with nogil:
+                    team_destroy(e.team)
+                    gate_destroy(&e.ring.published)
         for memory, size in self.arenas:
             arena_destroy(<void *><uintptr_t>memory, size)
         self.arenas = []
-        free(self.e.tensors)
-        free(self.e.workers)
-        self.e.tensors = NULL
-        self.e.workers = NULL
+        if e != NULL:
+            free(e.tensors)
+            free(e.workers)
+            e.tensors = NULL
+            e.workers = NULL
 
     def __dealloc__(self):
         self.close()

@@ -56,7 +56,8 @@ static inline float weight_at(const int format, const uint8_t *strip, int64_t k,
     return (float)(weight * (below + (below >= 0))) * scale;
 }
 
-/* A row of the embedding is a column of its strip: one weight in 64 bytes, so the workers share out K. */
+/* A row of the embedding is a column of its strip: one weight in 64 bytes, so the workers share out K. What pads the row is
+ * cleared: sums that overflowed in the step before may have made it NaN. */
 static void embed(const Executor *e, const Instruction *i, int worker) {
     const Tensor *tensor = &e->tensors[i->weight];
     const Range range = share_of(tensor->k, worker, e->num_workers);
@@ -73,6 +74,7 @@ static void embed(const Executor *e, const Instruction *i, int worker) {
             GATHER(FORMAT_Q4)
 #undef GATHER
         }
+        for (int64_t k = tensor->k; worker == 0 && k < e->strides[BUFFER_X]; k++) x[k] = 0.0f;
     }
 }
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..aligned import aligned_zeros
 from ..constraints import CONSTRAINTS
 from ..executor import BackendUnavailable, Executor, RunResult, StopReason, check_batch, ring_capacity
-from ..placement import SHARE, Placement, check_placement
+from ..placement import SHARE, Placement
 from ..program import INSTRUCTION, Buffer, Program
 from ..ring import ENTRY
 from ..sequences import SAMPLING, SPAN, ExecutorLimits
@@ -133,7 +133,6 @@ class NativeExecutor(Executor):
         super().__init__(program, placement, limits)
         self.level = choose_level(level)
         self._tensors = program.tensors
-        check_placement(program, placement)
         self._check_formats()
         dims = self.dims
         if dims.head_dim > _native.LARGEST_HEAD_DIM:
@@ -215,9 +214,12 @@ class NativeExecutor(Executor):
     def run(self, program: Program, batch: NDArray[np.void], max_steps: int) -> RunResult:
         if program.tensors is not self._tensors:
             raise ValueError("program: its tensors are not those that this executor holds")
-        check_batch(batch, self.sequences, self.limits)
+        check_batch(batch, max_steps, self.sequences, self.limits)
+        profile, profile_shape = self.profile_ns, (len(program.instructions), 2)
+        if profile is not None and (profile.shape != profile_shape or profile.dtype != np.int64):
+            raise ValueError(f"profile_ns: {profile.dtype} {profile.shape}, expected int64 {profile_shape}")
         num_steps, reason, bad_slot, nanoseconds = self._core.run(
-            program.instructions, np.ascontiguousarray(batch), max_steps, self.profile_ns
+            program.instructions, np.ascontiguousarray(batch), max_steps, profile
         )
         if bad_slot >= 0:
             raise ValueError(f"batch: slot {bad_slot} has a token id outside 0 to {self.dims.vocab - 1}")

@@ -14,8 +14,8 @@ enum { NEAR_BYTES = 512, L2_BYTES = 3 << 10 };
 
 /* What serves a sweep best. */
 typedef struct {
-    int32_t one_row, rows, read; /* of a single row, of several (FETCH_L1, FETCH_L2, or NONE for pairs of strips), of a plain
-                                  * read: a limit is the most that can be had */
+    int32_t one_row, rows, read; /* of a single row, of several (FETCH_L1, FETCH_L2, or NONE for pairs of strips on levels
+                                  * that have them and FETCH_L2 on others), of a plain read: a limit is the most to be had */
     int32_t one_ahead, rows_ahead, read_ahead; /* bytes */
     int32_t long_strip; /* a single row leaves strips of so many bytes and more to the processor, but for q4's */
     int32_t in_pairs;   /* whether a single row takes strips two at a time, but for q4's */

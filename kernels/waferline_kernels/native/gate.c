@@ -1,6 +1,5 @@
 #include "gate.h"
 
-#include <errno.h>
 #include <sched.h>
 #include <time.h>
 #ifdef __linux__
@@ -9,13 +8,13 @@
 
 /* Waking a sleeper takes some 100 us on a virtual machine, a third of a small model's step, so a thread that has nothing to
  * do gives its CPU to whoever wants it, but sleeps only once the wait is long beside that. */
-static const int64_t YIELD_NS = 2000000;
+static const int64_t YIELD_NS = 2000000, SECOND_NS = 1000000000;
 enum { NAP_NS = 10000, NAP_SLACK_NS = 1000 }; /* by default a nap may last 50 us longer than asked for */
 
 int64_t gate_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000ll + t.tv_nsec;
+    return t.tv_sec * SECOND_NS + t.tv_nsec;
 }
 
 static inline void pause_cpu(void) {
@@ -26,11 +25,36 @@ static inline void pause_cpu(void) {
 #endif
 }
 
+#ifdef __APPLE__ /* which has no condition variables on another clock than the time of day, but relative waits */
+static void init_condition(pthread_cond_t *moved) {
+    pthread_cond_init(moved, NULL);
+}
+
+static void wait_until(Gate *gate, int64_t end_ns) {
+    const int64_t left = end_ns - gate_now_ns();
+    const struct timespec relative = {.tv_sec = left / SECOND_NS, .tv_nsec = left % SECOND_NS};
+    if (left > 0) pthread_cond_timedwait_relative_np(&gate->moved, &gate->mutex, &relative);
+}
+#else
+static void init_condition(pthread_cond_t *moved) {
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(moved, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
+static void wait_until(Gate *gate, int64_t end_ns) {
+    const struct timespec end = {.tv_sec = end_ns / SECOND_NS, .tv_nsec = end_ns % SECOND_NS};
+    pthread_cond_timedwait(&gate->moved, &gate->mutex, &end);
+}
+#endif
+
 void gate_init(Gate *gate) {
     atomic_init(&gate->generation, 0);
     atomic_init(&gate->sleepers, 0);
     pthread_mutex_init(&gate->mutex, NULL);
-    pthread_cond_init(&gate->moved, NULL);
+    init_condition(&gate->moved);
 }
 
 void gate_destroy(Gate *gate) {
@@ -74,16 +98,10 @@ void gate_wait(Gate *gate, uint32_t seen, int spins) {
 }
 
 int gate_sleep(Gate *gate, uint32_t seen, int64_t nanoseconds) {
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    int64_t end = until.tv_nsec + nanoseconds;
-    until.tv_sec += end / 1000000000;
-    until.tv_nsec = end % 1000000000;
+    const int64_t end = gate_now_ns() + nanoseconds;
     pthread_mutex_lock(&gate->mutex);
     atomic_fetch_add(&gate->sleepers, 1);
-    int status = 0;
-    while (atomic_load(&gate->generation) == seen && status != ETIMEDOUT)
-        status = pthread_cond_timedwait(&gate->moved, &gate->mutex, &until);
+    while (atomic_load(&gate->generation) == seen && gate_now_ns() < end) wait_until(gate, end);
     atomic_fetch_sub(&gate->sleepers, 1);
     pthread_mutex_unlock(&gate->mutex);
     return atomic_load(&gate->generation) != seen;

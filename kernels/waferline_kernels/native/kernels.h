@@ -134,7 +134,7 @@ typedef struct {
     int32_t (*argmax)(const float *x, int32_t n);
     /* y[i] = exp(x[i] - shift); returns the sum in double, over fixed chunks */
     double (*exp_sum)(const float *x, int32_t n, float shift, float *y);
-    /* a plain prefetched read of bytes (a multiple of 64), what a bandwidth limit is measured with */
+    /* a plain prefetched read of `bytes`, in blocks of 256, what a bandwidth limit is measured with */
     uint64_t (*read)(const uint8_t *x, int64_t bytes, const Fetch *fetch);
     /* `macs` multiply-adds or a little more of the level's own dot product on operands in registers, by the weights'
      * format; returns those done. What a peak is measured with */

@@ -134,6 +134,12 @@ int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vo
     if (largest == -INFINITY) return lowest_allowed(rules, vocab);
     for (int32_t i = 0; i < vocab && params->temperature != 1.0f; i++) z[i] = z[i] / params->temperature;
     double total = kernels->exp_sum(z, vocab, largest / params->temperature, weights);
+    if (!isfinite(total)) { /* a logit is NaN, which is never drawn, or the largest is infinite */
+        for (int32_t i = 0; i < vocab; i++)
+            if (isnan(z[i])) z[i] = -INFINITY;
+        if (isinf(largest / params->temperature)) return kernels->argmax(z, vocab);
+        total = kernels->exp_sum(z, vocab, largest / params->temperature, weights);
+    }
     if (params->min_p > 0.0f) {
         total = 0.0;
         for (int32_t i = 0; i < vocab; i++) {

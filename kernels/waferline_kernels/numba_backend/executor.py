@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..executor import RunResult, StepwiseExecutor
-from ..placement import Placement, check_placement
+from ..placement import Placement
 from ..program import Program, TensorSpec
 from ..ring import ENTRY
 from ..sequences import ExecutorLimits
@@ -37,7 +37,6 @@ class NumbaExecutor(StepwiseExecutor):
     ) -> None:
         super().__init__(program, placement, limits)
         self._tensors = program.tensors
-        check_placement(program, placement)
         for tensor in program.tensors:
             _check_format(tensor)
         self._state = allocate(program, placement, limits, self.sequences)

@@ -133,7 +133,7 @@ def sample_token(state: State, worker: int, params: Any, slot: int, position: in
     penalize(z, params, state.tokens[begin : begin + position], state.counts[worker])
     if temperature != 0:
         for i in range(0, vocab, TILE_N):
-            store(z, i, load(z, i) / splat(temperature))
+            store(z, i, without_nan(load(z, i) / splat(temperature)))
     largest = largest_of(z, vocab)
     if largest == -np.inf:
         return lowest_allowed(params, state.allowed_ids[slot], vocab)
