@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -22,6 +23,7 @@ from waferline.runtime.messages import Delta, EngineOutput, RequestError
 from waferline.runtime.sampling_params import SamplingParams
 from waferline.serving import wire
 from waferline.serving.async_client import AsyncClient
+from waferline.serving.call import Batch
 from waferline.serving.client import Client
 from waferline.serving.session import Inbox, Session
 
@@ -154,6 +156,28 @@ def test_a_batch_is_sent_as_the_server_can_take_it(client: Client, monkeypatch: 
     assert [len(output.outputs[0].token_ids) for output in outputs] == lengths
 
 
+def test_a_batch_has_as_many_completions_in_flight_as_a_server_lets_wait(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("waferline.serving.call.MAX_IN_FLIGHT", 5)
+    params = [SamplingParams(n=n) for n in (2, 2, 2, 64, 1)]
+    batch = Batch(client._connection, ["echo"] * len(params), params, {}, inbox := Inbox[EngineOutput]())
+    in_flight = []
+    while not batch.is_done:
+        batch.send()
+        in_flight.append(sum(params[index].n for index, _ in batch._in_flight.values()))
+        client._wait(inbox)
+        batch.take()
+    assert max(n for n in in_flight if n != 64) <= 5
+    assert [len(output.outputs) for output in batch.results()] == [2, 2, 2, 64, 1]
+
+
+def test_ids_that_are_made_up_are_new(client: Client) -> None:
+    stream = client.stream("slow", SamplingParams(max_tokens=50), request_id="request-0")
+    assert len(client.generate(["echo"] * 3)) == 3
+    assert len(list(stream)) == 50
+
+
 def test_a_request_id_is_used_once_at_a_time(client: Client) -> None:
     stream = client.stream("slow", SamplingParams(max_tokens=3), request_id="mine")
     with pytest.raises(RequestFailed, match="duplicate_id"):
@@ -183,9 +207,7 @@ def test_ping_and_stats(client: Client) -> None:
 
 
 def test_a_server_that_is_not_there_is_unavailable() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     with Client(address, timeout=0.2) as client:
         begin = time.monotonic()
         for ask in (client.ping, client.stats, lambda: client.generate("echo"), lambda: next(client.stream("echo"))):
@@ -310,6 +332,94 @@ def test_a_lost_connection_is_noticed_at_once() -> None:
             router.close(linger=0)
             with pytest.raises(RequestFailed, match="was lost"):
                 next(stream)
+
+
+def test_a_connection_lost_before_is_nothing_to_a_new_request() -> None:
+    with zmq.Context() as context, Client(f"tcp://127.0.0.1:{free_port()}", timeout=5) as client:
+        for ask in (lambda: next(client.stream("x")), client.ping, client.stats):
+            with context.socket(zmq.ROUTER) as router:
+                bind(router, client._connection.session.address)
+                answerer = threading.Thread(target=answer_one, args=(router,))
+                answerer.start()
+                ask()
+                answerer.join()
+            assert client._connection.monitor.poll(5000)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def bind(router: zmq.Socket[bytes], address: str) -> None:
+    """As soon as whoever had the address before has let it go, which happens in the background."""
+    router.linger = 0
+    router.rcvtimeo = 5000
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return router.bind(address)
+        except zmq.ZMQError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+def answer_one(router: zmq.Socket[bytes]) -> None:
+    """Answer a request's first token, a ping or a question for the numbers."""
+    identity, frame = router.recv_multipart()
+    asked = msgpack.unpackb(frame)
+    answers = {
+        "generate": {"type": "tokens", "seq": 0, "index": 0, "token_ids": [1], "text": "", "time_ns": 0},
+        "ping": {"type": "pong", "version": 1},
+        "stats": {"type": "stats", "version": 1, "uptime_s": 1.0, "requests_in_flight": 0},
+    }
+    answer = answers[asked["type"]] | {name: asked[name] for name in ("id", "nonce") if name in asked}
+    router.send_multipart([identity, msgpack.packb(answer)])
+
+
+def test_tokens_keep_their_order_where_taking_them_in_is_interrupted(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by garbage collection, which finds a stream and cancels it."""
+    connection = client._connection
+    feed = connection.session.feed
+
+    def interrupted(frame: bytes) -> None:
+        connection.send(wire.encode(wire.Ping()))
+        feed(frame)
+
+    monkeypatch.setattr(connection.session, "feed", interrupted)
+    stream = client.stream("echo", SamplingParams(max_tokens=200))
+    assert [delta.token_ids for delta in stream] == [[i] for i in range(200)]
+
+
+def test_what_ctrl_c_may_have_lost_is_no_longer_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(frame: bytes) -> None:
+        raise KeyboardInterrupt
+
+    streams = [client.stream("slow", SamplingParams(max_tokens=20)) for _ in range(2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(client._connection.session, "feed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            next(streams[0])
+    for stream in streams:
+        with pytest.raises(RequestFailed, match="interrupted"):
+            list(stream)
+    assert len(list(client.stream("echo", SamplingParams(max_tokens=3)))) == 3
+
+
+def test_a_stream_that_another_thread_drops_is_cancelled_by_the_client_s(client: Client) -> None:
+    streams = [client.stream("slow", SamplingParams(max_tokens=100_000))]
+    next(streams[0])
+    senders = []
+    send = client._connection.send
+    client._connection.send = lambda frame: (senders.append(threading.get_ident()), send(frame))  # type: ignore
+    other = threading.Thread(target=streams.clear)
+    other.start()
+    other.join()
+    wait_until_idle(client)
+    assert set(senders) == {threading.get_ident()}
 
 
 def test_a_closed_client_says_so(server: RunningServer) -> None:

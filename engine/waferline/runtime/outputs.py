@@ -75,6 +75,10 @@ class RequestCollector:
         self.is_done = False
         """Whether the request has ended, well or not."""
 
+    @property
+    def num_completions(self) -> int:
+        return len(self._completions)
+
     def add(self, output: EngineOutput) -> None:
         """Take the request's next message."""
         match output:

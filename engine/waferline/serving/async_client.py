@@ -75,7 +75,7 @@ class AsyncClient:
         begin = time.perf_counter()
         inbox = AsyncInbox[wire.Pong]()
         self._start_waiting()
-        self._connection.send(self._connection.session.ping(inbox))
+        self._connection.ping(inbox)
         await inbox.wait()
         checked(inbox.take())
         return time.perf_counter() - begin
@@ -84,7 +84,7 @@ class AsyncClient:
         """The server's and its engine's numbers, as ``docs/protocol.md`` lists them."""
         inbox = AsyncInbox[dict[str, Any]]()
         self._start_waiting()
-        self._connection.send(self._connection.session.stats(inbox))
+        self._connection.stats(inbox)
         await inbox.wait()
         return checked(inbox.take())
 

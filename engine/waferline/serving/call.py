@@ -13,7 +13,7 @@ from ..runtime.sampling_params import SamplingParams
 from .connection import Connection
 from .session import Inbox, checked
 
-MAX_IN_FLIGHT = 1024  # of one batch; a server takes 4096 from all clients
+MAX_IN_FLIGHT = 1024  # completions of one batch; by default a server lets twice as many wait
 
 
 class Call:
@@ -46,7 +46,9 @@ class Call:
             self._connection.withdraw(self.request_id)
 
     def __del__(self) -> None:
-        self.close()
+        if not self._is_over:
+            self._is_over = True
+            self._connection.drop(self.request_id)
 
     def _delta(self, output: EngineOutput) -> Delta | None:
         """``output`` if it is a delta; what else it says is noted. Raises RequestFailed where it is an error."""
@@ -76,6 +78,7 @@ class Batch:
         self._inbox = inbox
         self._waiting = deque(enumerate(pair_prompts(prompts, params)))
         self._in_flight: dict[str, tuple[int, RequestCollector]] = {}
+        self._num_in_flight = 0  # completions
         self._results: dict[int, RequestOutput] = {}
 
     @property
@@ -84,13 +87,17 @@ class Batch:
 
     def send(self) -> None:
         """Send what may be in flight now. Raises RequestFailed, naming the prompt's index, for one that cannot be."""
-        while self._waiting and len(self._in_flight) < MAX_IN_FLIGHT:
-            index, (prompt, params) = self._waiting.popleft()
+        while self._waiting:
+            index, (prompt, params) = self._waiting[0]
+            if self._in_flight and self._num_in_flight + params.n > MAX_IN_FLIGHT:
+                return
+            self._waiting.popleft()
             try:
                 request_id = self._connection.generate(prompt, params, self._inbox, options=self._options)
             except RequestFailed as error:
                 raise RequestFailed(error.code, f"prompts[{index}]: {error.message}") from None
             self._in_flight[request_id] = index, RequestCollector(request_id, prompt, params)
+            self._num_in_flight += params.n
 
     def take(self) -> None:
         """Take one output from the inbox. Raises RequestFailed, naming the prompt's index, where one has failed."""
@@ -99,6 +106,7 @@ class Batch:
         collector.add(output)
         if collector.is_done:
             del self._in_flight[output.request_id]
+            self._num_in_flight -= collector.num_completions
             self._results[index] = result_of_prompt(collector, index)
 
     def results(self) -> list[RequestOutput]:

@@ -90,7 +90,7 @@ class Client:
         """The seconds that the server takes to answer."""
         begin = time.perf_counter()
         inbox: Inbox[wire.Pong] = Inbox()
-        self._connection.send(self._connection.session.ping(inbox))
+        self._connection.ping(inbox)
         self._wait(inbox)
         checked(inbox.take())
         return time.perf_counter() - begin
@@ -98,7 +98,7 @@ class Client:
     def stats(self) -> dict[str, Any]:
         """The server's and its engine's numbers, as ``docs/protocol.md`` lists them."""
         inbox: Inbox[dict[str, Any]] = Inbox()
-        self._connection.send(self._connection.session.stats(inbox))
+        self._connection.stats(inbox)
         self._wait(inbox)
         return checked(inbox.take())
 

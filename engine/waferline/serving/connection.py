@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from typing import Any
+
 import zmq
 
-from ..runtime.errors import UNAVAILABLE, RequestFailed
+from ..runtime.errors import INTERNAL, UNAVAILABLE, RequestFailed
 from ..runtime.messages import EngineOutput
 from ..runtime.prompts import Prompt
 from ..runtime.request_options import RequestOptions
 from ..runtime.sampling_params import SamplingParams
+from . import wire
 from .address import check_address
 from .session import Inbox, Session
 
@@ -26,6 +31,9 @@ class Connection:
     def __init__(self, address: str, timeout: float) -> None:
         check_address(address)
         self.session = Session(address, timeout)
+        self._is_taking_in = False
+        self._thread = threading.get_ident()  # the last that used the socket
+        self._dropped: deque[str] = deque()  # requests whose streams another thread's garbage collection found
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.set_hwm(0)  # read from the wire at once, so that heartbeats are answered however slow the reader
@@ -56,9 +64,20 @@ class Connection:
         options: RequestOptions | None = None,
     ) -> str:
         """Send a request whose outputs go to ``inbox``; its id."""
+        self.take_in()  # first: that a former connection was lost is nothing to a new request
         request_id, frame = self.session.generate(prompt, params, inbox, request_id, options)
         self.send(frame)
         return request_id
+
+    def ping(self, inbox: Inbox[wire.Pong]) -> None:
+        """Ask for an answer, to ``inbox``."""
+        self.take_in()
+        self.send(self.session.ping(inbox))
+
+    def stats(self, inbox: Inbox[dict[str, Any]]) -> None:
+        """Ask for the server's numbers, to ``inbox``."""
+        self.take_in()
+        self.send(self.session.stats(inbox))
 
     def cancel(self, request_id: str) -> None:
         """Ask for a request's early end; nothing happens where it has ended."""
@@ -71,8 +90,32 @@ class Connection:
         self.cancel(request_id)
         self.session.forget(request_id)
 
+    def drop(self, request_id: str) -> None:
+        """Withdraw a request whose stream is garbage, which any thread may find: a socket is one thread's."""
+        if threading.get_ident() == self._thread:
+            self.withdraw(request_id)
+        else:
+            self._dropped.append(request_id)
+
     def take_in(self) -> bool:
-        """Feed the session with all that has arrived; whether anything has."""
+        """Feed the session with all that has arrived; whether anything has.
+
+        Nothing where this is at it already, interrupted by a stream's end: the frames' order is the tokens' order.
+        """
+        if self._is_taking_in or self.socket.closed:
+            return False
+        self._is_taking_in, self._thread = True, threading.get_ident()
+        try:
+            return self._take_in()
+        except BaseException:  # Ctrl-C: a frame may be lost, and nobody is to wait for it
+            self.session.fail_all(INTERNAL, "interrupted while messages were received")
+            raise
+        finally:
+            self._is_taking_in = False
+
+    def _take_in(self) -> bool:
+        while self._dropped:
+            self.withdraw(self._dropped.popleft())
         lost = False
         while _received(self.monitor):
             lost = True  # what the server sent before that lies in the socket by now

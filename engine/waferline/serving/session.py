@@ -89,7 +89,8 @@ class Session:
     ) -> tuple[str, bytes]:
         """The request's id, and the frame to send. Raises RequestFailed for what no server would take."""
         if request_id is None:
-            request_id = f"request-{next(self._numbers)}"
+            names = (f"request-{number}" for number in self._numbers)
+            request_id = next(name for name in names if name not in self._requests)
         if not 0 < len(request_id) <= wire.MAX_ID_LENGTH:
             message = f"request_id: {request_id!r}, expected 1 to {wire.MAX_ID_LENGTH} characters"
             raise RequestFailed(INVALID_REQUEST, message)
@@ -155,8 +156,8 @@ class Session:
         if request is None:
             return
         if message.seq == request.next_seq:
-            request.next_seq += 1
             request.inbox.put(message.to_delta())
+            request.next_seq += 1  # after it: were this interrupted between, the next one would tell
         else:
             del self._requests[message.id]
             problem = f"tokens arrived with seq {message.seq}, expected {request.next_seq}"
