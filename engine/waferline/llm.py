@@ -75,6 +75,7 @@ class _EmbeddedEngine:
         Raises ModelError, ValueError or TypeError, naming what is wrong.
         """
         self._sinks: dict[str, Sink] = {}
+        self._named: dict[str, str] = {}  # AsyncLLM's streams: the caller's id -> the engine's
         self._core = EngineCore(
             load_model(model, dtype, max_model_len),
             threads=threads,
@@ -111,6 +112,7 @@ class _EmbeddedEngine:
     def _submit(
         self, request_id: str, prompt: Prompt, params: SamplingParams, options: RequestOptions, sink: Sink
     ) -> None:
+        """``request_id``: a new one of ``_new_id``, for the messages of one that was aborted may be on their way."""
         message = GenerateRequest(request_id, prompt, params, **options)
         self._sinks[request_id] = sink
         self._core.add(message)
@@ -121,7 +123,8 @@ class _EmbeddedEngine:
             self._core.abort(request_id)
 
     def _new_id(self) -> str:
-        return f"request-{next(self._numbers)}"
+        names = (f"request-{number}" for number in self._numbers)
+        return next(name for name in names if name not in self._named)
 
     def _submit_all(
         self,
@@ -241,24 +244,29 @@ class AsyncLLM(_EmbeddedEngine):
     ) -> AsyncIterator[Delta]:
         """As ``LLM.stream``. ``request_id`` is what ``abort`` takes; one is made up where it is not given."""
         [(prompt, params)] = pair_prompts([prompt], sampling_params)
-        request_id = self._new_id() if request_id is None else request_id
-        if request_id in self._sinks:
+        engine_id = self._new_id()
+        request_id = engine_id if request_id is None else request_id
+        if request_id in self._named:
             raise RequestFailed(DUPLICATE_ID, f"request_id: {request_id!r} is in use, expected a new one")
         loop, handed_over = asyncio.get_running_loop(), asyncio.Queue[list[EngineOutput]]()
+        self._named[request_id] = engine_id
         try:
-            self._submit(request_id, prompt, params, options, partial(_post, loop, handed_over))
+            self._submit(engine_id, prompt, params, options, partial(_post, loop, handed_over))
             while True:
                 for message in await handed_over.get():
                     if isinstance(message, Delta):
+                        message.request_id = request_id
                         yield message
                     elif is_last(message):
                         return
         finally:
-            self._withdraw(request_id)
+            del self._named[request_id]
+            self._withdraw(engine_id)
 
     async def abort(self, request_id: str) -> None:
         """End a stream now: it has no further deltas. Nothing happens where there is none of that id."""
-        self._core.abort(request_id)
+        if request_id in self._named:
+            self._core.abort(self._named[request_id])
 
     async def __aenter__(self) -> AsyncLLM:
         return self

@@ -61,8 +61,6 @@ class Executor(ABC):
     level: str
 
     def __init__(self, program: Program, placement: Placement, limits: ExecutorLimits) -> None:
-        check_placement(program, placement)
-        check_rotary_tables(program, limits)
         self.dims: Dims = program.dims
         self.limits = limits
         self.kv_format = kv_format(limits.kv_dtype)
@@ -259,7 +257,11 @@ def create_executor(
     matrix, float32 [n, k] for a table. They are copied; the mapping may read them lazily.
 
     ``level`` is the native backend's instruction set; WAFERLINE_ISA where it is None, and else the best.
+
+    Raises ValueError for a placement, limits or weights that do not fit the program, and BackendUnavailable.
     """
+    check_placement(program, placement)
+    check_rotary_tables(program, limits)
     backend = choose_backend(backend)
     if backend == "native":
         from .native import NativeExecutor

@@ -255,6 +255,38 @@ def test_async_streams_can_be_aborted_and_closed() -> None:
     asyncio.run(run())
 
 
+def test_an_id_can_be_used_again_at_once() -> None:
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL, max_num_seqs=1) as llm:
+            expected = [delta.token_ids for delta in await deltas_of(llm, "other")]
+            for _ in range(10):
+                stream = llm.stream("abc", LONG, request_id="mine")
+                await anext(stream)
+                await stream.aclose()
+                deltas = await deltas_of(llm, "mine")
+                assert [delta.token_ids for delta in deltas] == expected
+                assert {delta.request_id for delta in deltas} == {"mine"}
+
+    async def deltas_of(llm: AsyncLLM, request_id: str) -> list[Delta]:
+        return [delta async for delta in llm.stream("xyz", SamplingParams(max_tokens=20, seed=1), request_id)]
+
+    asyncio.run(run())
+
+
+def test_ids_that_are_made_up_are_new() -> None:
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL) as llm:
+            streams = [llm.stream("abc", LONG, request_id=f"request-{i}") for i in range(4)]
+            for stream in streams:
+                await anext(stream)
+            await llm.generate(["abc"] * 3, SamplingParams(max_tokens=2))
+            await anext(llm.stream("abc", LONG))
+            for stream in streams:
+                await anext(stream)
+
+    asyncio.run(run())
+
+
 def test_async_failures_and_cancellation() -> None:
     async def run() -> None:
         async with AsyncLLM(TINY_MODEL) as llm:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import LetterTokenizer, ScriptedExecutor, make_request
+from scripted import LetterTokenizer, ScriptedExecutor, expected_tokens, make_request
 
 from waferline.runtime.admission import Admission, AdmissionLimits
 from waferline.runtime.deadlines import Deadlines
@@ -107,6 +107,23 @@ def test_a_deadline_keeps_what_is_gathered_and_ends_all_completions() -> None:
     *_, finished = bench.messages["late"]
     assert finished == Finished("late", ["deadline"] * 3, 2, 10)  # the third had no slot
     assert [len(m.token_ids) for m in bench.messages["late"] if isinstance(m, Delta)] == [5, 5]
+    bench.check_that_nothing_is_left()
+
+
+@pytest.mark.parametrize("gathers", [False, True])
+def test_a_deadline_lets_out_text_that_was_held_back(gathers: bool) -> None:
+    tokens = expected_tokens([1, 2], 5, 0)
+    text = "".join(map(LetterTokenizer().token_text, tokens))
+    bench = RunnerBench()
+    request = make_request([1, 2], 100, name="late", deadline_ms=5, stop=text[2:] + "never")
+    request.sequences[0].gathered = [] if gathers else None
+    bench.ask(request)
+    for _ in range(6):
+        bench.step()
+    deltas = [message for message in bench.messages["late"] if isinstance(message, Delta)]
+    assert "".join(delta.text for delta in deltas) == text
+    assert [token for delta in deltas for token in delta.token_ids] == tokens
+    assert len(deltas) == (1 if gathers else 6)
     bench.check_that_nothing_is_left()
 
 

@@ -60,6 +60,14 @@ def append_token(
     return delta
 
 
+def held_back(sequence: Sequence, time_ns: int) -> Delta | None:
+    """What a completion that is ended from outside has kept of its text, as a delta without a token; None for nothing."""
+    text = sequence.detokenizer.flush()
+    if sequence.stop_checker is not None:
+        text = sequence.stop_checker.feed(text, may_stop=False) + sequence.stop_checker.flush()
+    return Delta(sequence.request.request_id, sequence.index, [], text, time_ns=time_ns) if text else None
+
+
 def join_deltas(deltas: list[Delta]) -> Delta:
     """One delta that says all that ``deltas`` say, which are those of one completion in order."""
     first, last = deltas[0], deltas[-1]

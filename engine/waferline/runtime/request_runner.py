@@ -22,7 +22,14 @@ from .admission import Admission
 from .deadlines import Deadlines
 from .errors import DEADLINE_EXCEEDED, DUPLICATE_ID, INTERNAL, RequestFailed
 from .messages import Accepted, EngineOutput, Finished, GenerateRequest, RequestError
-from .output_processor import append_prompt_logprobs, append_token, join_deltas, token_logprobs, unpack_entries
+from .output_processor import (
+    append_prompt_logprobs,
+    append_token,
+    held_back,
+    join_deltas,
+    token_logprobs,
+    unpack_entries,
+)
 from .request import Request, admit_request
 from .scheduler import Scheduler
 from .sequence import Sequence
@@ -231,8 +238,12 @@ class RequestRunner:
     def _finish_all(self, request: Request, reason: str) -> None:
         outputs: list[EngineOutput] = []
         for sequence in request.sequences:
-            if not sequence.is_finished:
-                self._finish(sequence, reason, outputs)
+            if sequence.is_finished:
+                continue
+            rest = held_back(sequence, self._last_token_ns) if reason == "deadline" else None
+            if rest is not None:
+                (outputs if sequence.gathered is None else sequence.gathered).append(rest)
+            self._finish(sequence, reason, outputs)
         self._emit(outputs)
 
     def _fail(self, requests: list[Request], error: RequestFailed) -> None:
