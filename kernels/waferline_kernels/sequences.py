@@ -22,7 +22,6 @@ KV_BLOCK_SIZE = 16  # tokens; the width of a vector of scores
 MAX_STOP_IDS = 64
 MAX_LOGPROBS = 20
 NO_LOGPROBS = -1
-NO_STOP_IDS = -1
 
 SPAN = np.dtype(
     [

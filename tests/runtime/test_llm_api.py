@@ -324,6 +324,29 @@ print([name for name in ("numpy", "numba", "tokenizers", "waferline_kernels", "w
     assert (result.returncode, result.stdout) == (0, "[]\n"), result.stderr
 
 
+def test_a_forked_child_is_told_that_the_engine_is_not_its_own() -> None:
+    code = f"""
+import os, sys, time, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
+from waferline import LLM, SamplingParams
+llm = LLM({str(TINY_MODEL)!r}, threads=2)
+expected = llm.generate("abc", SamplingParams(max_tokens=5, seed=1))[0].outputs[0].token_ids
+time.sleep(0.1)
+child = os.fork()
+if child == 0:
+    try:
+        llm.generate("abc")
+    except RuntimeError as error:
+        assert "after a fork, make another one" in str(error)
+        sys.exit(3)  # by way of what ends the engine at exit
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+assert llm.generate("abc", SamplingParams(max_tokens=5, seed=1))[0].outputs[0].token_ids == expected
+sys.exit(status)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (3, ""), result.stderr
+
+
 def test_what_is_exported_exists() -> None:
     import waferline
 

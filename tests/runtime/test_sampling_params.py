@@ -33,6 +33,11 @@ def test_these_are_taken(fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
+        ({"temperature": 1e7}, ValueError, r"temperature: 10000000.0, expected at least 0 and at most 1e\+06"),
+        ({"temperature": 10**400}, ValueError, "temperature: 1000"),
+        ({"temperature": float("nan")}, ValueError, "temperature: nan, expected at least 0"),
+        ({"repetition_penalty": 0}, ValueError, "repetition_penalty: 0, expected at least 0.001 and at most 1000"),
+        ({"repetition_penalty": 1e39}, ValueError, r"repetition_penalty: 1e\+39, expected"),
         ({"logit_bias": [1]}, TypeError, r"logit_bias: \[1\], expected a dict of token ids to numbers"),
         ({"logit_bias": {"5": 1.0}}, TypeError, "logit_bias: {'5': 1.0}, expected a dict"),
         ({"logit_bias": {True: 1.0}}, TypeError, "logit_bias: {True: 1.0}, expected a dict"),

@@ -93,6 +93,19 @@ def test_a_prompt_that_is_none_fails(client: Client, prompt: Any) -> None:
     assert len(client.generate("echo")[0].outputs[0].token_ids) == 16
 
 
+@pytest.mark.parametrize(
+    ("request_options", "field"),
+    [
+        ({"sampling_params": SamplingParams(stop="\ud800")}, "sampling_params"),
+        ({"request_id": "\ud800"}, "request_id"),
+        ({"tenant": "\ud800"}, "tenant"),
+    ],
+)
+def test_what_is_no_unicode_is_named(client: Client, request_options: dict[str, Any], field: str) -> None:
+    with pytest.raises(RequestFailed, match=f"invalid_request: {field}: "):
+        client.stream("Hi", **request_options)
+
+
 def test_what_does_not_pair_is_refused_before_it_is_sent(client: Client) -> None:
     with pytest.raises(ValueError, match="sampling_params"):
         client.generate(["a", "b"], [SamplingParams()])

@@ -69,6 +69,26 @@ def test_draining_has_a_time_bound(start_server: Start, connect: Connect) -> Non
     server.join(5)
 
 
+def test_a_drain_waits_for_a_client_that_reads_slowly(
+    start_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("waferline.serving.server.LINGER_S", 0)
+    server = start_server()
+    client = connect(server, rcvhwm=10, rcvbuf=4096)
+    client.send(type="generate", id="a", prompt="bulky", params={"max_tokens": 3000})
+    client.receive_until("tokens")
+    deadline = time.monotonic() + 20
+    while server.server._streams or server.server._outbox:  # until all is in ZeroMQ's hands
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.signal(signal.SIGTERM)
+    time.sleep(0.3)
+    *tokens, finished = client.receive_until("finished")
+    assert finished["type"] == "finished"
+    assert len(tokens) == 2999
+    server.join()
+
+
 def test_a_dead_engine_is_told_to_every_request_and_ends_the_server(start_server: Start, connect: Connect) -> None:
     server = start_server()
     client, other = connect(server), connect(server)

@@ -90,7 +90,9 @@ class Tokenizer:
             text.encode()  # the library would take the text for no string at all
         except UnicodeEncodeError as error:
             raise ValueError(f"text: {error}, expected Unicode text") from None
-        token_ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        # Of a batch, for that lets other threads run meanwhile: a megabyte takes the library seconds.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        token_ids: list[int] = encoding.ids
         return [*self._prefix, *token_ids] if add_special_tokens else token_ids
 
     def encode_word(self, word: str) -> list[tuple[int, ...]]:

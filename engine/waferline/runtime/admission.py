@@ -37,6 +37,7 @@ from .errors import OVERLOADED, RequestFailed
 from .request import Request
 from .scheduler import Scheduler
 
+LEAST_MS, MOST_MS = 1e-3, 1e9  # of a time that is asked for
 LEAST_MARGIN = 1.15  # over what predictions were off on average, for how far off the cost model is
 CAUTION = 2.0  # standard deviations: how likely slots come free within the time that is reckoned with
 SPREADS = 5.0  # mean deviations: how late a first token hardly ever comes
@@ -67,8 +68,8 @@ class AdmissionLimits:
         value = self.max_ttft_ms
         if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
             raise TypeError(f"max_ttft_ms: {value!r}, expected a number or None")
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"max_ttft_ms: {value}, expected a number above 0")
+        if value is not None and not LEAST_MS <= value <= MOST_MS:
+            raise ValueError(f"max_ttft_ms: {value}, expected {LEAST_MS:g} to {MOST_MS:g}")
 
 
 class Admission:

@@ -9,6 +9,7 @@ ask for goes through an inbox that the engine thread empties between runs, so a 
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import sys
 import threading
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..model.load import Model
-from .admission import Admission, AdmissionLimits
+from .admission import LEAST_MS, MOST_MS, Admission, AdmissionLimits
 from .drafter import SpeculativeConfig, read_speculative_config
 from .errors import ENGINE_DEAD, SHUTTING_DOWN, RequestFailed
 from .executor_setup import ExecutorSetup
@@ -103,8 +104,8 @@ class EngineCore:
         if itl_target_ms is not None:
             if not isinstance(itl_target_ms, int | float) or isinstance(itl_target_ms, bool):
                 raise TypeError(f"itl_target_ms: {itl_target_ms!r}, expected milliseconds or None")
-            if not itl_target_ms > 0:
-                raise ValueError(f"itl_target_ms: {itl_target_ms}, expected more than 0")
+            if not LEAST_MS <= itl_target_ms <= MOST_MS:
+                raise ValueError(f"itl_target_ms: {itl_target_ms}, expected {LEAST_MS:g} to {MOST_MS:g}")
         check_tenant_weights(tenant_weights)
         bounds = AdmissionLimits(max_waiting_requests, max_waiting_tokens, max_ttft_ms)
         speculation = read_speculative_config(speculative_config)
@@ -138,6 +139,7 @@ class EngineCore:
         self._runner = RequestRunner(model, self._executor, self._scheduler, self._emit, admission)
         self._drains: list[Drain] = []
 
+        self._process = os.getpid()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._lock = threading.RLock()
         self._is_awake = threading.Event()  # the engine thread, and with it the drain thread
@@ -153,7 +155,10 @@ class EngineCore:
 
     def add(self, message: GenerateRequest) -> None:
         """Ask for completions; ``on_output`` is told soon whether they are accepted. A prompt that is a string is
-        tokenised in the calling thread. That there is too much to do already is told at once, in the calling thread."""
+        tokenised in the calling thread. That there is too much to do already is told at once, in the calling thread.
+        Raises RuntimeError in a forked child, which has the engine's memory but not its threads."""
+        if os.getpid() != self._process:
+            raise RuntimeError(f"the engine is process {self._process}'s: after a fork, make another one")
         request = make_request(message, self.model, self._setup.limits.max_model_len, time.monotonic_ns())
         if isinstance(request, RequestError):
             self._post(request)
@@ -182,7 +187,10 @@ class EngineCore:
         return drain.is_drained.wait(timeout)
 
     def close(self) -> None:
-        """End every request with an error, stop the threads and release the memory. May be called more than once."""
+        """End every request with an error, stop the threads and release the memory. May be called more than once; in a
+        forked child nothing happens."""
+        if os.getpid() != self._process:
+            return
         self._post(Close(RequestFailed(SHUTTING_DOWN, "the engine was closed")))
         if threading.current_thread() in (self._engine_thread, self._drain_thread):
             # Garbage collection ran there and found the engine's owner: neither thread can wait for itself.

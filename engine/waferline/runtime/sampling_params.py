@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import msgspec
@@ -17,6 +16,8 @@ MAX_BIAS = 100.0  # of one token, either way
 MAX_ALLOWED_TOKEN_IDS = 1 << 18
 MAX_BAD_WORDS = 256  # the executor bounds their tokens too
 MAX_BAD_WORD_LENGTH = 256  # characters
+MAX_TEMPERATURE = 1e6  # in which, as in the next, float32 has room for any logits
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-3, 1e3
 MAX_SHOWN = 200  # characters of a value in an error
 OUTPUT_KINDS = ("delta", "final_only")
 
@@ -76,7 +77,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
 
     def __post_init__(self) -> None:
         self._check_integer("n", 1, MAX_N)
-        self._check_number("temperature", 0.0, math.inf)
+        self._check_number("temperature", 0.0, MAX_TEMPERATURE)
         self._check_integer("top_k", -1, 2**31 - 1)
         self._check_number("top_p", 0.0, 1.0, exclusive_low=True)
         self._check_number("min_p", 0.0, 1.0)
@@ -87,7 +88,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         self._check_integer("prompt_logprobs", 0, MAX_LOGPROBS, optional=True)
         self._check_number("presence_penalty", -2.0, 2.0)
         self._check_number("frequency_penalty", -2.0, 2.0)
-        self._check_number("repetition_penalty", 0.0, math.inf, exclusive_low=True)
+        self._check_number("repetition_penalty", MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY)
         self._check_integer("truncate_prompt_tokens", 1, 2**31 - 1, optional=True)
         for field in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
             if not isinstance(getattr(self, field), bool):
@@ -116,11 +117,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         value: Any = getattr(self, field)
         if not _is_number(value):
             raise TypeError(f"{field}: {value!r}, expected a number")
-        if not low <= value <= high or not math.isfinite(value) or (exclusive_low and value == low):
+        if not low <= value <= high or (exclusive_low and value == low):
             allowed = f"above {low:g}" if exclusive_low else f"at least {low:g}"
-            raise ValueError(
-                f"{field}: {value}, expected {allowed}" + (f" and at most {high:g}" if high < math.inf else "")
-            )
+            raise ValueError(f"{field}: {value}, expected {allowed} and at most {high:g}")
 
     def _check_stop(self) -> None:
         stop: Any = self.stop_strings if isinstance(self.stop, str | list | None) else self.stop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +19,7 @@ from .address import DEFAULT_ADDRESS
 from .call import Batch, Call
 from .connection import Connection
 from .session import Inbox, T, checked
+from .timeouts import poll_ms
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -124,7 +124,7 @@ class Client:
             if frame is not None:
                 connection.send(frame)
             if not inbox:
-                self._poller.poll(math.ceil(timeout * 1000))
+                self._poller.poll(poll_ms(timeout))
                 connection.take_in()
 
 

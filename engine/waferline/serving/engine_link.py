@@ -91,6 +91,7 @@ class EngineProcess:
     ) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+        first_command = self._encoder.encode(config)  # what cannot be sent leaves no process behind
         self._directory = private_directory()
         self._commands = pipe(context, zmq.PUSH)
         self._commands.bind(command_address(self._directory))
@@ -105,7 +106,7 @@ class EngineProcess:
                 pass_fds=[far_end.fileno()],
                 start_new_session=True,  # a Ctrl-C in the terminal is the server's to handle
             )
-        self.send(config)
+        self._commands.send(first_command)
 
     @property
     def pid(self) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import signal
 import socket
 import sys
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +35,7 @@ from .engine_link import (
 
 OnOutput = Callable[[list[EngineOutput]], None]
 FLUSH_MS = 1000  # for the last reports, when the process ends
+LONG_PROMPT = 1 << 14  # characters, which take a tokenizer some milliseconds
 LIMITS = (
     "threads",
     "max_num_seqs",
@@ -71,6 +75,31 @@ def create_engine(config: EngineConfig, on_output: OnOutput) -> Engine:
     return EngineCore(model, **limits, on_output=on_output)
 
 
+class Entrance:
+    """Hands ``engine`` its requests in turn, but for those with long prompts: tokenising them holds nobody else up."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._tokenizing = ThreadPoolExecutor(1, "waferline-tokenize")
+        self._entering: dict[str, Future[None]] = {}
+
+    def add(self, request: GenerateRequest) -> None:
+        if not isinstance(request.prompt, str) or len(request.prompt) < LONG_PROMPT:
+            return self._engine.add(request)
+        entering = self._entering[request.request_id] = self._tokenizing.submit(self._engine.add, request)
+        entering.add_done_callback(lambda _: self._entering.pop(request.request_id))
+
+    def abort(self, request_id: str) -> None:
+        entering = self._entering.get(request_id)
+        if entering is None:
+            self._engine.abort(request_id)
+        else:
+            entering.add_done_callback(lambda _: self._engine.abort(request_id))
+
+    def close(self) -> None:
+        self._tokenizing.shutdown(cancel_futures=True)
+
+
 class Reporter:
     """Sends reports; the engine's thread and this process's main thread share it."""
 
@@ -99,7 +128,10 @@ def main(create: Callable[[EngineConfig, OnOutput], Engine] = create_engine) -> 
             reports.linger = FLUSH_MS
             commands.connect(command_address(directory))
             reports.connect(report_address(directory))
-            return run(commands, Reporter(reports), lifeline, create)
+            try:
+                return run(commands, Reporter(reports), lifeline, create)
+            finally:
+                shutil.rmtree(directory, ignore_errors=True)  # where the other side ended too early to do it
 
 
 def run(
@@ -108,6 +140,11 @@ def run(
     lifeline: socket.socket,
     create: Callable[[EngineConfig, OnOutput], Engine],
 ) -> int:
+    poller = zmq.Poller()
+    poller.register(commands, zmq.POLLIN)
+    poller.register(lifeline, zmq.POLLIN)
+    if is_cut(poller, commands):
+        return 0
     config = msgspec.msgpack.decode(commands.recv(), type=EngineConfig)
     try:
         engine = create(config, reporter.send_outputs)
@@ -118,26 +155,29 @@ def run(
         return 1
     try:
         reporter.send(Ready(msgspec.to_builtins(engine.stats())))
-        serve(commands, reporter, lifeline, engine)
+        with closing(Entrance(engine)) as entrance:
+            serve(commands, reporter, poller, engine, entrance)
     finally:
         engine.close()
     return 0
 
 
-def serve(commands: zmq.Socket[bytes], reporter: Reporter, lifeline: socket.socket, engine: Engine) -> None:
+def is_cut(poller: zmq.Poller, commands: zmq.Socket[bytes]) -> bool:
+    """Wait for a command, or for the end of the lifeline; whether it is the latter."""
+    return any(readable is not commands for readable, _ in poller.poll())
+
+
+def serve(
+    commands: zmq.Socket[bytes], reporter: Reporter, poller: zmq.Poller, engine: Engine, entrance: Entrance
+) -> None:
     """Hand the server's commands to ``engine`` until the lifeline is cut."""
     decoder = msgspec.msgpack.Decoder(Command)
-    poller = zmq.Poller()
-    poller.register(commands, zmq.POLLIN)
-    poller.register(lifeline, zmq.POLLIN)
-    while True:
-        if any(readable is not commands for readable, _ in poller.poll()):
-            return
+    while not is_cut(poller, commands):
         match decoder.decode(commands.recv()):
             case GenerateRequest() as request:
-                engine.add(request)
+                entrance.add(request)
             case Abort(request_id):
-                engine.abort(request_id)
+                entrance.abort(request_id)
             case GetStats():
                 reporter.send(EngineStats(msgspec.to_builtins(engine.stats())))
 

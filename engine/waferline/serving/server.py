@@ -43,13 +43,14 @@ from .engine_link import (
     Report,
 )
 from .outbox import MAX_UNREAD_BYTES, Outbox
+from .timeouts import poll_ms
 
 MAX_REQUESTS = 4096  # in flight, over all clients
 MESSAGES_PER_TURN = 16  # from one side, before the other is looked at
 BACKLOG_RETRY_S = 0.05
 HEARTBEAT_S = 5
 HEARTBEAT_TIMEOUT_S = 30
-LINGER_S = 2  # for the last frames, when the server closes
+LINGER_S = 2  # for the last frames, when the server closes at once
 LAST_REPORTS_MS = 100  # for what a dead engine had still sent
 
 
@@ -66,7 +67,7 @@ class Server:
 
     ``on_ready`` is called with the engine's stats when the model is loaded; clients may connect and ask before that.
     ``drain_timeout``: seconds that requests in flight have left after SIGTERM. Raises OSError where ``bind`` is taken
-    or is not an address of this machine.
+    or is not an address of this machine, and ValueError for what is no number of seconds.
     """
 
     def __init__(
@@ -78,17 +79,19 @@ class Server:
         on_ready: Callable[[dict[str, Any]], None] = lambda stats: None,
         start_engine: Callable[[zmq.Context[zmq.Socket[bytes]], EngineConfig], EngineProcess] = EngineProcess,
     ) -> None:
+        if not 0 <= drain_timeout < math.inf:
+            raise ValueError(f"drain_timeout: {drain_timeout}, expected a number of seconds of at least 0")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._router = bound_router(self._context, bind)
-        except OSError:
+            self._engine = start_engine(self._context, config)
+        except BaseException:
             self._context.destroy(linger=0)
             raise
         self.address: str = self._router.getsockopt_string(zmq.LAST_ENDPOINT)
         self._outbox = Outbox(self._router)
         self._drain_timeout = drain_timeout
         self._on_ready = on_ready
-        self._engine = start_engine(self._context, config)
 
         self._started = time.monotonic()
         self._streams: dict[str, Stream] = {}  # by the engine's name of the request
@@ -149,7 +152,7 @@ class Server:
         timeouts = [BACKLOG_RETRY_S] if self._outbox else []
         if self._drain_deadline is not None:
             timeouts.append(max(0.0, self._drain_deadline - time.monotonic()))
-        return math.ceil(min(timeouts) * 1000) if timeouts else None
+        return poll_ms(min(timeouts)) if timeouts else None
 
     # From clients
 
@@ -305,6 +308,8 @@ class Server:
         self._signals.close()
         self._signal_sender.close()
         self._engine.close()
+        if self._drain_deadline is not None:  # what is left of the time is for clients that read slowly
+            self._router.linger = max(LINGER_S * 1000, poll_ms(self._drain_deadline - time.monotonic()))
         self._router.close()
         self._context.term()
 

@@ -101,7 +101,9 @@ class Session:
         try:
             frame = wire.encode(generate)
         except (TypeError, ValueError, OverflowError) as error:
-            raise RequestFailed(INVALID_REQUEST, f"prompt: {error}") from None
+            fields = {"request_id": request_id, "prompt": prompt, "sampling_params": params, **(options or {})}
+            field = next(name for name, value in fields.items() if not wire.can_encode(value))
+            raise RequestFailed(INVALID_REQUEST, f"{field}: {error}") from None
         if len(frame) > wire.MAX_MESSAGE_BYTES:
             allowed = f"expected at most {wire.MAX_MESSAGE_BYTES}"
             raise RequestFailed(PROMPT_TOO_LONG, f"prompt: {len(frame)} bytes as a message, {allowed}")

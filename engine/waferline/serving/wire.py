@@ -161,6 +161,15 @@ def encode(message: ClientMessage | ServerMessage) -> bytes:
     return _encoder.encode(message)
 
 
+def can_encode(value: object) -> bool:
+    """Whether MessagePack has a form for ``value``: it has none for lone surrogates and integers of more than 64 bits."""
+    try:
+        _encoder.encode(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
 def encode_stats(stats: Stats, engine_stats: Mapping[str, Any]) -> bytes:
     return _encoder.encode({**engine_stats, **msgspec.to_builtins(stats)})
 
