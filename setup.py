@@ -29,6 +29,9 @@ X86_LEVELS = {
     "kernels_avx512": AVX512,
     "kernels_amx": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
 }
+if os.environ.get("WAFERLINE_EMULATE_AMX"):  # tile registers in C, to test that level where the processor has none
+    X86_LEVELS["kernels_amx"] = [*AVX512, "-mavx512bf16", "-include", str(NATIVE / "emulated_tiles.h")]
+    FLAGS += ["-DEMULATE_AMX"]
 ARM_LEVELS = {"kernels_dotprod": ["-march=armv8.2-a+dotprod"]}
 MACHINE = sysconfig.get_platform().rpartition("-")[2]  # what is compiled for
 if MACHINE == "universal2":  # a Python for both of Apple's families; levels are one family's

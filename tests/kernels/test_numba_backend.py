@@ -175,16 +175,16 @@ def test_weights_and_placements_that_do_not_fit_are_refused() -> None:
     placement, limits = even_placement(program, 2), make_limits()
     for name in ("norm", "logits"):
         with pytest.raises(ValueError, match=rf"weights\['{name}'\]"):
-            NumbaExecutor(program, placement, weights | {name: weights[name][:, :-1]}, limits)
+            make_executor("numba", program, placement, weights | {name: weights[name][:, :-1]}, limits)
     assert team_threads() == []
     shares = placement.shares.copy()
     shares["offset"][program.tensor_id("logits"), 1] = placement.arena_bytes[1]
     with pytest.raises(ValueError, match="logits lie outside the arenas"):
-        NumbaExecutor(program, Placement(shares, placement.arena_bytes), weights, limits)
+        make_executor("numba", program, Placement(shares, placement.arena_bytes), weights, limits)
     shares = placement.shares.copy()
     shares["count"][program.tensor_id("logits"), 0] -= 1
     with pytest.raises(ValueError, match="logits's shares do not cover"):
-        NumbaExecutor(program, Placement(shares, placement.arena_bytes), weights, limits)
+        make_executor("numba", program, Placement(shares, placement.arena_bytes), weights, limits)
 
 
 def test_a_program_that_is_not_the_executors_is_refused() -> None:

@@ -1,6 +1,10 @@
 #include "amx.h"
 
-#if defined(__x86_64__) && defined(__linux__)
+#ifdef EMULATE_AMX
+int amx_permit(void) {
+    return __builtin_cpu_supports("avx512bf16") != 0;
+}
+#elif defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
 #include <stdint.h>
 #include <sys/syscall.h>

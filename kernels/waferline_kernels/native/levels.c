@@ -58,7 +58,7 @@ static void find_levels(void) {
     if (avx2) levels[count++] = &kernels_avx2;
     if (avx2 && has_avx_vnni()) levels[count++] = &kernels_avxvnni;
     if (avx512) levels[count++] = &kernels_avx512;
-    if (avx512 && __builtin_cpu_supports("avx512bf16") && amx_permit()) levels[count++] = &kernels_amx;
+    if (avx512 && amx_permit()) levels[count++] = &kernels_amx;
 #elif defined(__aarch64__)
     if (has_dot_product()) levels[count++] = &kernels_dotprod;
 #endif
