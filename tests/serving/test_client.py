@@ -407,19 +407,50 @@ def test_tokens_keep_their_order_where_taking_them_in_is_interrupted(
     assert [delta.token_ids for delta in stream] == [[i] for i in range(200)]
 
 
-def test_what_ctrl_c_may_have_lost_is_no_longer_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(frame: bytes) -> None:
-        raise KeyboardInterrupt
+def interrupt(*arguments: Any) -> None:
+    raise KeyboardInterrupt
 
+
+def test_ctrl_c_loses_no_token(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [client.stream("slow", SamplingParams(max_tokens=20)) for _ in range(2)]
     with monkeypatch.context() as patch:
-        patch.setattr(client._connection.session, "feed", interrupted)
+        patch.setattr(client._connection.session, "feed", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(streams[0])
+    for stream in streams:
+        assert [delta.token_ids for delta in stream] == [[i] for i in range(20)]
+
+
+def test_what_ctrl_c_may_have_lost_is_no_longer_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [client.stream("slow", SamplingParams(max_tokens=20)) for _ in range(2)]
+    recv = zmq.Socket.recv
+
+    def interrupted(self: zmq.Socket[bytes], *arguments: Any, **options: Any) -> Any:
+        if self is client._connection.socket:  # the server's thread has sockets too
+            raise KeyboardInterrupt
+        return recv(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zmq.Socket, "recv", interrupted)
         with pytest.raises(KeyboardInterrupt):
             next(streams[0])
     for stream in streams:
         with pytest.raises(RequestFailed, match="interrupted"):
             list(stream)
     assert len(list(client.stream("echo", SamplingParams(max_tokens=3)))) == 3
+
+
+def test_a_token_that_ctrl_c_fell_upon_does_not_come_twice(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = client.stream("slow", SamplingParams(max_tokens=20))
+    while not stream._inbox:  # until it is accepted
+        client._connection.take_in()
+    stream._inbox.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(stream._inbox, "put", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(stream)
+    with pytest.raises(RequestFailed, match="seq 0, expected 1"):
+        list(stream)
 
 
 def test_a_stream_that_another_thread_drops_is_cancelled_by_the_client_s(client: Client) -> None:

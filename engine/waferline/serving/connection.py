@@ -32,6 +32,8 @@ class Connection:
         check_address(address)
         self.session = Session(address, timeout)
         self._is_taking_in = False
+        self._arrived: deque[bytes] = deque()  # frames that the session has not been fed with
+        self._is_lost = False
         self._thread = threading.get_ident()  # the last that used the socket
         self._dropped: deque[str] = deque()  # requests whose streams another thread's garbage collection found
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -101,31 +103,36 @@ class Connection:
         """Feed the session with all that has arrived; whether anything has.
 
         Nothing where this is at it already, interrupted by a stream's end: the frames' order is the tokens' order.
+        Interrupted by Ctrl-C it goes on the next time.
         """
         if self._is_taking_in or self.socket.closed:
             return False
         self._is_taking_in, self._thread = True, threading.get_ident()
         try:
-            return self._take_in()
-        except BaseException:  # Ctrl-C: a frame may be lost, and nobody is to wait for it
-            self.session.fail_all(INTERNAL, "interrupted while messages were received")
-            raise
+            self._receive()
+            heard = bool(self._arrived or self._is_lost)
+            while self._arrived:
+                self.session.feed(self._arrived[0])
+                self._arrived.popleft()
+            if self._is_lost:
+                self.session.fail_all(UNAVAILABLE, f"the connection to {self.session.address} was lost")
+                self._is_lost = False
+            while self._dropped:
+                self.withdraw(self._dropped.popleft())
+            return heard
         finally:
             self._is_taking_in = False
 
-    def _take_in(self) -> bool:
-        while self._dropped:
-            self.withdraw(self._dropped.popleft())
-        lost = False
-        while _received(self.monitor):
-            lost = True  # what the server sent before that lies in the socket by now
-        heard = False
-        while (frame := _received(self.socket)) is not None:
-            self.session.feed(frame)
-            heard = True
-        if lost:
-            self.session.fail_all(UNAVAILABLE, f"the connection to {self.session.address} was lost")
-        return heard or lost
+    def _receive(self) -> None:
+        while _is_readable(self.monitor):
+            self._is_lost = True  # what the server sent before that lies in the socket by now
+            self.monitor.recv_multipart()
+        while _is_readable(self.socket):
+            try:
+                self._arrived.append(self.socket.recv(zmq.NOBLOCK))
+            except BaseException:  # Ctrl-C: a frame may be lost, and nobody is to wait for it
+                self.session.fail_all(INTERNAL, "interrupted while a message was received")
+                raise
 
     def close(self) -> None:
         if self.socket.closed:
@@ -137,8 +144,5 @@ class Connection:
         self._context.term()
 
 
-def _received(socket: zmq.Socket[bytes]) -> bytes | None:
-    try:
-        return socket.recv_multipart(zmq.NOBLOCK)[-1]
-    except zmq.Again:
-        return None
+def _is_readable(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)

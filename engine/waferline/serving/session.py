@@ -158,8 +158,8 @@ class Session:
         if request is None:
             return
         if message.seq == request.next_seq:
+            request.next_seq += 1  # first: were this interrupted, the same message again would tell
             request.inbox.put(message.to_delta())
-            request.next_seq += 1  # after it: were this interrupted between, the next one would tell
         else:
             del self._requests[message.id]
             problem = f"tokens arrived with seq {message.seq}, expected {request.next_seq}"
