@@ -135,6 +135,18 @@ def test_kernels(capsys: Captured, monkeypatch: pytest.MonkeyPatch, only: str) -
         assert row["error"] < 2e-6
 
 
+def test_attention_of_more_rows_than_the_context_makes_that_longer(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "CONTEXT", 64)
+    monkeypatch.setattr(kernels, "BYTES_PER_READ", 1e6)
+    arguments = ("--only", "attend_int8_numba", "--repeats", "1", "--threads", "1")
+    [short] = run_json(capsys, "kernels", *arguments, "--rows", "8")["results"]
+    [long] = run_json(capsys, "kernels", *arguments, "--rows", "640")["results"]
+    assert long["bytes"] == 10 * short["bytes"]
+    assert long["tmac_per_second"] > 0
+
+
 @pytest.mark.parametrize(
     ("command", "words"), [("decode", "matmul gate_up"), ("prefill", "matmul gate_up"), ("speculation", "100% right")]
 )

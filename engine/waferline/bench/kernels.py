@@ -35,7 +35,7 @@ BYTES_PER_READ = 100e6
 LEAST_DRAM_BYTES, MOST_DRAM_BYTES = 256 << 20, 1 << 30  # of twice its size a cache of 32 MB still serves half
 MANY_ROWS = 32  # beyond, where the weights lie no longer shows: they are left in one place
 ROW_SWEEPS = 32  # of an operation without weights
-CONTEXT, CONTEXT_SWEEPS = 8192, 4  # tokens that the last row attends to, and how often
+CONTEXT, CONTEXT_SWEEPS = 8192, 4  # tokens that the last row attends to (all rows, where they are more), and how often
 PEAKS = {"f32": F32, "bf16": BF16, "int8": Q8}  # the weights that are multiplied as a KV format is
 
 
@@ -118,7 +118,7 @@ def measure(kernel: Kernel, rows: tuple[int, ...], k: int, threads: int, repeats
     """The kernel's figures: a matmul for each number of rows and each level that its weights can lie in."""
     error = kernel_error(kernel)
     if kernel.kv_format:
-        probe = timed_attention(kernel.kv_format, CONTEXT_SWEEPS, CONTEXT)
+        probe = timed_attention(kernel.kv_format, CONTEXT_SWEEPS, max(CONTEXT, *rows))
         yield from _timings(kernel, probe, rows, "", error, threads, repeats)
         return
     if kernel.format is None:
@@ -188,13 +188,13 @@ def _timings(
 
 def probe_batch(kernel: Kernel, probe: TimedProbe, placement: Placement, most_rows: int) -> Batch:
     """A sequence to run ``probe`` on with ``kernel``, in steps of up to ``most_rows`` rows; keys and values are there."""
-    most_rows = max(most_rows, MANY_ROWS)
+    context, most_rows = max(CONTEXT, most_rows), max(MANY_ROWS, most_rows)
     batch = Batch(
         probe.program,
         probe.weights,
         placement,
         size=1,
-        max_model_len=max(most_rows, CONTEXT) + 1,
+        max_model_len=context + 1,
         max_rows=most_rows,
         kv_dtype=kernel.kv_format.name if kernel.kv_format else "f32",
         backend=kernel.backend,
@@ -203,16 +203,16 @@ def probe_batch(kernel: Kernel, probe: TimedProbe, placement: Placement, most_ro
     sampling = batch.executor.sequences.sampling[0]
     sampling["temperature"] = kernel.operation != "argmax"
     sampling["min_tokens"] = np.iinfo(np.int32).max  # a rule: without any, logits are searched as they are made
-    for start in range(0, CONTEXT if kernel.kv_format else 0, most_rows):
-        rows = min(most_rows, CONTEXT - start)
+    for start in range(0, context if kernel.kv_format else 0, most_rows):
+        rows = min(most_rows, context - start)
         batch.rewind(start + rows)
         batch.executor.run(probe.before, np.array([(0, start, rows, 0)], SPAN), 1)
     return batch
 
 
 def step_seconds(batch: Batch, program: Program, rows: int) -> float:
-    """Of one step over the last ``rows`` of CONTEXT tokens, or over more from the first; a logits row where it samples."""
-    end = max(rows, CONTEXT)
+    """Of one step over the last ``rows`` tokens of a batch of ``probe_batch``; a logits row where it samples."""
+    end = batch.executor.limits.max_model_len - 1
     batch.rewind(end)
     samples = int(program is batch.program and program.dims.vocab > TILE_N)
     seconds = batch.executor.run(program, np.array([(0, end - rows, rows, samples)], SPAN), 1).seconds

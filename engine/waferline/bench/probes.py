@@ -16,7 +16,7 @@ from waferline_kernels.kernel_table import Kernel
 from waferline_kernels.kv_cache import KvFormat
 from waferline_kernels.program import Buffer, Dims, Epilogue, Op, Program, ProgramBuilder, TensorSpec
 from waferline_kernels.sequences import KV_BLOCK_SIZE, SPAN
-from waferline_kernels.tiles import F32, Q8, TILE_N, TileFormat, pack_matrix, round_up
+from waferline_kernels.tiles import F32, Q8, TILE_N, TileFormat, pack_matrix
 
 from ..fabric.placement import plan_placement
 from .batch import Batch
@@ -207,7 +207,7 @@ def timed_attention(kv_format: KvFormat, sweeps: int, context: int) -> TimedProb
     dims = replace(TIMED_DIMS, hidden=TILE_N, vocab=TILE_N)
     maker = _Builder(dims)
     maker.embed()
-    maker.project_and_rotate(round_up(context, TILE_N))
+    maker.project_and_rotate(context + 1)  # a sequence has room for one more
     before = len(maker.build)
     for _ in range(sweeps):
         maker.attend()
