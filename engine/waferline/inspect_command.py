@@ -14,6 +14,7 @@ from .fabric.placement import plan_placement
 from .fabric.report import report_lines, report_rows, residency_lines
 from .fabric.residency import fill_cores, host_residency
 from .fabric.spec import FABRICS, host_fabric, wse3
+from .model.compile import compile_program
 from .model.dtypes import DTYPES
 from .model.load import Model
 from .runtime.memory import choose_kv_dtype
@@ -41,21 +42,23 @@ def inspect_lines(model: Model, threads: int | None, fabric: str = "host") -> It
 
 
 def _context_and_steps(model: Model) -> tuple[int, int]:
-    """Tokens of a prompt and steps after it that the model has positions for."""
+    """Tokens of a prompt, and steps after it: at least one of each, and no more than the model has positions for."""
     steps = max(1, min(MEASURED_STEPS, model.max_model_len // 2))
     return max(1, min(CONTEXT, model.max_model_len - steps - 1)), steps
 
 
 def _host_lines(model: Model, threads: int | None) -> Iterator[str]:
     """Where the weights lie on this machine, and a step of one row: predicted, and measured over weights of zero."""
-    program, (context, steps) = model.program, _context_and_steps(model)
+    context, steps = _context_and_steps(model)
+    room = context + steps + 1  # angles for as many, be the model's more or fewer
+    program = compile_program(model.config, DTYPES[model.dtype], room)
     placement = plan_placement(program, threads)
     backend = choose_backend()
     level = f"/{native.choose_level(None)}" if backend == "native" else ""
     yield f"backend    {backend}{level}, {placement.num_workers} thread{'s' if placement.num_workers > 1 else ''}"
     yield from residency_lines(program, placement)
     with placed(program, threads) as placement:
-        weights, room, kv_dtype = ZeroWeights(program), context + steps + 2, choose_kv_dtype("auto", model.dtype)
+        weights, kv_dtype = ZeroWeights(program), choose_kv_dtype("auto", model.dtype)
         batch = Batch(program, weights, placement, size=1, max_model_len=room, max_rows=context, kv_dtype=kv_dtype)
         try:
             batch.prefill(context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,17 @@ def test_inspect_predicts_a_step(capsys: Captured, fabric: str) -> None:
     assert step.count("us") == (1 if fabric == "wse3" else 2)
     assert main(["inspect", str(TIED), "--fabric", "tpu"]) == 1
     assert "fabric: 'tpu', expected one of host, wse3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("positions", [1, 2, 2**31 - 1])
+def test_inspect_measures_a_model_of_any_context(capsys: Captured, tmp_path: Path, positions: int) -> None:
+    folder = shutil.copytree(TIED, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": positions}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert main(["inspect", str(folder), "--threads", "1"]) == 0
+    output, errors = capsys.readouterr()
+    assert errors == ""
+    assert f"context    {positions} tokens" in output
 
 
 def test_interference(capsys: Captured) -> None:
