@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from helpers import write_arrays
 from waferline.model.errors import ModelError
 from waferline.model.load import load_model, pack_model
-from waferline.model.tensor_file import TensorFile, TensorInfo
+from waferline.model.parallel import run_jobs
+from waferline.model.tensor_file import TensorFile, TensorInfo, array_block, write_tensor_file
 
 MODELS = ["untied", "tied", "odd-sharded", "qwen2"]
 
@@ -49,6 +51,20 @@ def test_the_same_sources_give_the_same_bytes(fixtures_dir: Path, tmp_path: Path
     for name in ("a", "b"):
         pack_model(fixtures_dir / "odd-sharded", tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_of_two_written_at_once_the_last_to_be_complete_stays_whole(tmp_path: Path) -> None:
+    path, infos = tmp_path / "packed", {"a": TensorInfo("U8", (64,))}
+    first, second = (np.full(64, value, np.uint8) for value in (1, 2))
+
+    def write_another_meanwhile(jobs: Iterable[Callable[[], None]]) -> None:
+        write_arrays(path, {}, infos, {"a": second})
+        assert (TensorFile(path).view("a") == second).all()
+        run_jobs(jobs)
+
+    write_tensor_file(path, dict, infos, {"a": [array_block(first)]}, write_another_meanwhile)
+    assert (TensorFile(path).view("a") == first).all()
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_metadata_names_the_sources(fixtures_dir: Path, tmp_path: Path) -> None:

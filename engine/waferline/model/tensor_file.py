@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -93,7 +94,8 @@ def write_tensor_file(
     """Write ``tensors`` in their order, each from its ``blocks``, whose making and writing is given to ``run`` as jobs.
 
     ``metadata`` is called before that for its length, and after it for its content. The same input gives the same
-    bytes. The first tensor begins at a multiple of ``ALIGNMENT``. The file appears under its name when it is complete.
+    bytes. The first tensor begins at a multiple of ``ALIGNMENT``. The file appears under its name when it is complete: of
+    several that are written at once to one ``path``, the last to be complete stays.
     """
     offsets: dict[str, Any] = {}
     end = 0
@@ -109,7 +111,7 @@ def write_tensor_file(
         return len(text).to_bytes(8, "little") + text
 
     start, lock = len(header()), threading.Lock()
-    partial_path = path.with_name(f"{path.name}.partial")
+    partial_path = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
 
     def write(at: int, block: Block) -> None:
         made = block.make()
@@ -127,7 +129,7 @@ def write_tensor_file(
                 at += block.nbytes
 
     try:
-        with partial_path.open("wb") as out:
+        with partial_path.open("xb") as out:
             run(jobs())
             head = header()
             if len(head) != start:
