@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from helpers import write_arrays
+from waferline.model import load
 from waferline.model.errors import ModelError
 from waferline.model.load import load_model, pack_model
 from waferline.model.parallel import run_jobs
@@ -134,11 +136,39 @@ def test_a_checkpoint_file_is_not_a_packed_one(fixtures_dir: Path) -> None:
         load_model(fixtures_dir / "tied" / "model.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("tied", ("model.safetensors", "config.json", "tokenizer_config.json", "model.safetensors.index.json")),
+        ("odd-sharded", ("model-00001-of-00005.safetensors", "model.safetensors.index.json", "model.safetensors")),
+    ],
+)
+def test_a_model_is_not_packed_over_itself(
+    fixtures_dir: Path, tmp_path: Path, name: str, files: tuple[str, ...]
+) -> None:
+    folder, link = shutil.copytree(fixtures_dir / name, tmp_path / "model"), tmp_path / "link"
+    link.symlink_to(folder)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for file in files:
+        with pytest.raises(ModelError, match=f"out: '{link}/{file}', expected another file than the model's own"):
+            pack_model(folder, link / file)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    pack_model(folder, folder / "model.wafer")  # a file of its own beside them
+
+
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_computed(
+    fixtures_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(load, "calibrated_strips", lambda *arguments: pytest.fail("calibrated first"))
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "absent" / "packed", tmp_path / "file" / "packed"):
+        with pytest.raises(ModelError, match=f"out: '{out}', expected a file in a folder that is there"):
+            pack_model(fixtures_dir / "tied", out, "q4", calibrate=True)
+
+
 def test_what_cannot_be_packed(fixtures_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="dtype: 'q3', expected one of bf16, f32, q4, q8"):
         pack_model(fixtures_dir / "tied", tmp_path / "packed", "q3")
-    with pytest.raises(ModelError, match="cannot be written: No such file or directory"):
-        pack_model(fixtures_dir / "tied", tmp_path / "absent" / "packed")
     pack_model(fixtures_dir / "tied", tmp_path / "packed")
     with pytest.raises(ModelError, match="expected 'demo' or a Hugging Face folder"):
         pack_model(tmp_path / "packed", tmp_path / "again")

@@ -20,7 +20,7 @@ from .compile import compile_program
 from .dtypes import DTYPES
 from .errors import ModelError
 from .fields import Fields
-from .packed import NOT_CALIBRATED, PackedFile, write_packed
+from .packed import NOT_CALIBRATED, PackedFile, check_out, write_packed
 from .packing import checkpoint_weights, tensor_packers
 from .spec import ModelConfig, parse_config
 from .tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
@@ -92,7 +92,7 @@ def pack_model(model: str | Path, out: str | Path, dtype: str | None = None, cal
     itself: a better model of the same size, and slower to make (see ``calibration.py``).
 
     Raises ModelError for a model that cannot be loaded or is packed already, for an ``out`` that cannot be written, and
-    for arguments that do not go together.
+    for arguments that do not go together; what can be told at once, before anything is computed.
     """
     folder = MODEL_DIR if model == DEMO else Path(model)
     if not folder.is_dir():
@@ -101,7 +101,9 @@ def pack_model(model: str | Path, out: str | Path, dtype: str | None = None, cal
     dtype = _checked_dtype(dtype or DEFAULT_DTYPE)
     if calibrate and DTYPES[dtype].format is not Q4:
         raise ModelError(f"calibrate: given with dtype {dtype!r}, expected dtype 'q4': other formats need none")
-    write_packed(folder, Path(out), dtype, _calibrated(folder, dtype) if calibrate else NOT_CALIBRATED)
+    out = Path(out)
+    check_out(out, folder)
+    write_packed(folder, out, dtype, _calibrated(folder, dtype) if calibrate else NOT_CALIBRATED)
 
 
 def _calibrated(folder: Path, dtype: str) -> dict[str, NDArray[np.uint8]]:

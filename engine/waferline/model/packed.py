@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,15 @@ from numpy.typing import NDArray
 from waferline_kernels.program import Program, TensorSpec
 
 from .calibration import CALIBRATION
-from .checkpoint import OPTIONAL_FILES, REQUIRED_FILES, Checkpoint, file_sha256, read_side_files
+from .checkpoint import (
+    INDEX_FILE,
+    OPTIONAL_FILES,
+    REQUIRED_FILES,
+    WEIGHTS_FILE,
+    Checkpoint,
+    file_sha256,
+    read_side_files,
+)
 from .compile import compile_program
 from .dtypes import DTYPES, Dtype
 from .errors import ModelError
@@ -47,6 +56,17 @@ FORMAT = "waferline-packed"
 FORMAT_VERSION = "2"
 NOT_CALIBRATED: Mapping[str, NDArray[np.uint8]] = MappingProxyType({})
 _NO_DIGEST = "0" * 64  # until a source is hashed
+
+
+def check_out(out: Path, folder: Path) -> None:
+    """Raise ModelError for an ``out`` that cannot be written, and for one that the model in ``folder`` is read from, or
+    would be once it is there."""
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ModelError(f"out: {str(out)!r}, expected a file in a folder that is there and can be written to")
+    names = (*REQUIRED_FILES, *OPTIONAL_FILES, WEIGHTS_FILE, INDEX_FILE)
+    sources = (*(folder / name for name in names), *Checkpoint(folder).paths)
+    if out.resolve() in {source.resolve() for source in sources}:
+        raise ModelError(f"out: {str(out)!r}, expected another file than the model's own")
 
 
 def write_packed(
