@@ -232,6 +232,13 @@ def test_inspect_measures_a_model_of_any_context(capsys: Captured, tmp_path: Pat
     assert f"context    {positions} tokens" in output
 
 
+@pytest.mark.parametrize("extra", ["test", "bench"])
+def test_extras_with_pytest_have_what_it_is_configured_with(extra: str) -> None:
+    lines = (Path(__file__).parents[2] / "pyproject.toml").read_text().splitlines()
+    assert "timeout = 300" in lines  # an option of pytest-timeout's, and a warning without it is an error
+    assert '"pytest-timeout>=' in next(line for line in lines if line.startswith(f"{extra} = ["))
+
+
 def test_interference(capsys: Captured) -> None:
     arguments = ("--model", str(TIED), "--streams", "2", "--prompt-tokens", "60", "--tokens", "5", "--repeats", "1")
     result = run_json(
