@@ -71,6 +71,7 @@ def test_biases() -> None:
         {"rope_theta": 5e5, "rope_scaling": LLAMA3},
         {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}},
         {"rope_theta": 5e5, "rope_parameters": LLAMA3},
+        {"rope_theta": 5e5, "rope_parameters": LLAMA3 | {"rope_theta": 5e5}, "rope_scaling": LLAMA3},
     ],
 )
 def test_rotary_parameters_old_and_new(changes: dict[str, Any]) -> None:
@@ -110,6 +111,14 @@ def test_linear_scaling_and_the_old_name_of_its_type() -> None:
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling: factor: missing"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor: 1.0, expected a number above"),
         ({"rope_scaling": "linear"}, "rope_scaling: 'linear', expected an object"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_scaling: rope_type: 'yarn', expected one of",
+        ),
+        (
+            {"rope_parameters": {"rope_theta": 5e5}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            "rope_scaling: .*'linear'.*, expected what rope_parameters says: .*500000.0",
+        ),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: 0.5, expected 1"),
     ],
 )

@@ -34,10 +34,18 @@ class RopeScaling:
 
 def parse_rope(config: Fields) -> tuple[float, RopeScaling | None]:
     """Theta and the scaling of a config: in ``rope_theta`` and ``rope_scaling`` or, since transformers 5, both in
-    ``rope_parameters``. Raises ModelError for a type beyond ``TYPES`` or a missing parameter."""
-    block = next((config.object(name) for name in ("rope_parameters", "rope_scaling") if name in config), None)
-    if block is None:
+    ``rope_parameters``. Raises ModelError for a type beyond ``TYPES``, a missing parameter, and two that disagree, of
+    which versions of transformers take one or the other."""
+    names = [name for name in ("rope_parameters", "rope_scaling") if name in config]
+    if not names:
         return config.number("rope_theta", DEFAULT_THETA), None
+    parsed = [_parse_block(config, config.object(name)) for name in names]
+    if parsed[0] != parsed[-1]:
+        config.fail("rope_scaling", f"what rope_parameters says: {config.raw('rope_parameters')}")
+    return parsed[0]
+
+
+def _parse_block(config: Fields, block: Fields) -> tuple[float, RopeScaling | None]:
     theta = (block if "rope_theta" in block else config).number("rope_theta", DEFAULT_THETA)
     type_field = "rope_type" if "rope_type" in block else "type"
     type_name = block.string(type_field, "default")
