@@ -14,6 +14,7 @@ import outliers
 import pytest
 from safetensors.numpy import load_file
 
+from waferline.model import load
 from waferline.model.errors import ModelError
 from waferline.model.load import load_model, pack_model
 from waferline_kernels.tiles import FORMATS, unpack_matrix
@@ -96,6 +97,29 @@ def test_invalid_json(folder: Path, name: str) -> None:
     (folder / name).write_text("{not json")
     with pytest.raises(ModelError, match=f"{name}: not valid JSON"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "field", ["num_hidden_layers", "hidden_size", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size"]
+)
+def test_absurd_sizes_are_held_to_the_tensors_before_a_program_is_compiled(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr(load, "compile_program", lambda *arguments: pytest.fail("compiled first"))
+    edit(folder / "config.json", num_attention_heads=2**30, **{field: 2**30})
+    with pytest.raises(ModelError, match=r"tensor '.*' is .*, expected"):
+        load_model(folder)
+
+
+def test_a_model_for_shorter_sequences_has_a_shorter_table_of_angles(folder: Path) -> None:
+    model = load_model(folder)
+    short = model.limited_to(9)
+    assert short.max_model_len == 9
+    assert short.weights["rope"].shape == (9, 8)
+    np.testing.assert_array_equal(short.weights["rope"], model.weights["rope"][:9])
+    for spec in short.program.tensors:
+        assert short.weights[spec.name].nbytes == spec.nbytes
+    assert model.limited_to(256) is model.limited_to(300) is model
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's account of a process's memory")

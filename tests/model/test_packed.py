@@ -124,6 +124,17 @@ def test_other_tensors(fixtures_dir: Path, tmp_path: Path) -> None:
         load_model(tmp_path / "packed")
 
 
+def test_a_config_of_absurd_sizes_is_held_to_the_tensors_before_a_program_is_compiled(
+    fixtures_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack_model(fixtures_dir / "tied", tmp_path / "packed")
+    config = json.loads((fixtures_dir / "tied" / "config.json").read_text()) | {"num_hidden_layers": 2**30}
+    rewrite(tmp_path / "packed", **{"config.json": np.frombuffer(json.dumps(config).encode(), np.uint8)})
+    monkeypatch.setattr(load, "compile_program", lambda *arguments: pytest.fail("compiled first"))
+    with pytest.raises(ModelError, match=r"tensor 'layers\.2\.input_norm' is missing, expected"):
+        load_model(tmp_path / "packed")
+
+
 def test_a_truncated_file(fixtures_dir: Path, tmp_path: Path) -> None:
     pack_model(fixtures_dir / "tied", tmp_path / "packed")
     (tmp_path / "packed").write_bytes((tmp_path / "packed").read_bytes()[:-100])

@@ -39,16 +39,17 @@ def calibrated_strips(
     packers: Mapping[str, TensorPacker],
     first_token: int,
     end_tokens: tuple[int, ...],
-    max_model_len: int,
+    text_tokens: int,
 ) -> dict[str, NDArray[np.uint8]]:
-    """The strips of the program's q4 matrices, rounded again, by tensor. ``packers`` made ``weights``."""
+    """The strips of the program's q4 matrices, rounded again, by tensor. ``packers`` made ``weights``; texts are up to
+    ``text_tokens`` long."""
     arrays = dict(weights.items())  # packed once for both executors
     matmuls = program.instructions["op"] == Op.MATMUL
     rounded = [program.tensors[index] for index in program.instructions["weight"][matmuls]]
     bar = ProgressBar("calibrating", sum(tensor.nbytes for tensor in rounded if tensor.format is Q4))
     bar.advance(0)
     try:
-        texts = sample_texts(program, arrays, first_token, end_tokens, NUM_TOKENS, min(TEXT_TOKENS, max_model_len))
+        texts = sample_texts(program, arrays, first_token, end_tokens, NUM_TOKENS, text_tokens)
         layers = replace(program, instructions=program.instructions[: np.flatnonzero(matmuls)[-1] + 1])
         calibrator = Calibrator(layers, arrays, packers, texts, bar)
         calibrator.run(layers, calibrator.batch, max_steps=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,22 @@ class Checkpoint:
         """The tensor as stored, mapped; bfloat16 as uint16 bits."""
         return self._files[name].view(name)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-        """Raise ModelError unless exactly the tensors of ``expected`` (name -> shape) are here, as floats.
+    def check(self, expected: Iterable[tuple[str, tuple[int, ...]]], tied: bool) -> None:
+        """Raise ModelError unless exactly the tensors of ``expected`` (names and shapes) are here, as floats. No more of
+        ``expected`` is taken than is found.
 
         Passed over: rotary frequencies, which older checkpoints store, and an output matrix beside a tied embedding.
         """
-        for name, shape in expected.items():
+        names = set()
+        for name, shape in expected:
+            names.add(name)
             if name not in self._files:
                 raise ModelError(f"{self.folder}: tensor {name!r} is missing, expected shape {list(shape)}")
             info = self.info(name)
             if info.shape != shape or info.dtype not in FLOAT_DTYPES:
                 allowed = f"{', '.join(FLOAT_DTYPES)} of shape {list(shape)}"
                 raise ModelError(f"{self.folder}: tensor {name!r} is {info}, expected {allowed}")
-        for name in self._files.keys() - expected.keys():
+        for name in self._files.keys() - names:
             if not name.endswith("rotary_emb.inv_freq") and not (tied and name == "lm_head.weight"):
                 raise ModelError(f"{self.folder}: tensor {name!r} is not one that this architecture has")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from waferline_kernels.program import Program
 from waferline_kernels.tiles import Q4
 
 from ..demo import MODEL_DIR
-from .calibration import calibrated_strips
+from .calibration import TEXT_TOKENS, calibrated_strips
 from .checkpoint import Checkpoint, read_side_files
 from .compile import compile_program
 from .dtypes import DTYPES
 from .errors import ModelError
 from .fields import Fields
 from .packed import NOT_CALIBRATED, PackedFile, check_out, write_packed
-from .packing import checkpoint_weights, tensor_packers
+from .packing import check_checkpoint, checkpoint_weights, rope_table, tensor_packers
 from .spec import ModelConfig, parse_config
+from .tensor_file import LazyWeights
 from .tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 
 DEMO = "demo"
@@ -46,6 +48,20 @@ class Model:
     eos_token_ids: tuple[int, ...]
     max_model_len: int
 
+    def limited_to(self, max_model_len: int) -> Model:
+        """The same for sequences of at most ``max_model_len`` tokens: its table of angles is no longer than that."""
+        if max_model_len >= self.max_model_len:
+            return self
+        tensors = [replace(spec, n=max_model_len) if spec.name == "rope" else spec for spec in self.program.tensors]
+        rope = tensors[self.program.tensor_id("rope")]
+        makers = {name: partial(self.weights.__getitem__, name) for name in self.weights}
+        return replace(
+            self,
+            program=replace(self.program, tensors=tuple(tensors)),
+            weights=LazyWeights(makers | {"rope": partial(rope_table, self.config, rope)}),
+            max_model_len=max_model_len,
+        )
+
 
 def load_model(model: str | Path, dtype: str | None = None, max_model_len: int | None = None) -> Model:
     """Load ``"demo"``, a Hugging Face folder or a packed file.
@@ -66,8 +82,13 @@ def load_model(model: str | Path, dtype: str | None = None, max_model_len: int |
     described = {name: Fields.parse(data, str(path / name)) for name, data in files.items() if name != TOKENIZER_FILE}
     config = parse_config(described["config.json"])
     max_model_len = _checked_max_model_len(max_model_len, config)
+    if packed:
+        packed.check(config)
+    else:
+        checkpoint = Checkpoint(path)
+        check_checkpoint(checkpoint, config, DTYPES[dtype])
     program = compile_program(config, DTYPES[dtype], max_model_len)
-    weights = packed.weights(config, program) if packed else checkpoint_weights(Checkpoint(path), config, program)
+    weights = packed.weights(config, program) if packed else checkpoint_weights(checkpoint, config, program)
     tokenizer = Tokenizer.from_json_bytes(
         files[TOKENIZER_FILE], described.get(TOKENIZER_CONFIG_FILE), str(path / TOKENIZER_FILE)
     )
@@ -107,7 +128,7 @@ def pack_model(model: str | Path, out: str | Path, dtype: str | None = None, cal
 
 
 def _calibrated(folder: Path, dtype: str) -> dict[str, NDArray[np.uint8]]:
-    loaded = load_model(folder, dtype)
+    loaded = load_model(folder, dtype).limited_to(TEXT_TOKENS)
     packers = tensor_packers(Checkpoint(folder), loaded.config, loaded.program)
     first_token = next(iter(loaded.tokenizer.encode("")), loaded.bos_token_id or 0)
     return calibrated_strips(

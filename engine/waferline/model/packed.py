@@ -42,11 +42,11 @@ from .checkpoint import (
     file_sha256,
     read_side_files,
 )
-from .compile import compile_program
+from .compile import compile_program, program_tensors
 from .dtypes import DTYPES, Dtype
 from .errors import ModelError
 from .fields import Fields
-from .packing import rope_table, tensor_packers
+from .packing import check_checkpoint, rope_table, tensor_packers
 from .parallel import run_jobs
 from .progress import ProgressBar
 from .spec import ModelConfig, parse_config
@@ -80,6 +80,7 @@ def write_packed(
     files = read_side_files(folder)
     config = parse_config(Fields.parse(files["config.json"], str(folder / "config.json")))
     checkpoint = Checkpoint(folder)
+    check_checkpoint(checkpoint, config, DTYPES[dtype])
     program = compile_program(config, DTYPES[dtype], config.max_position_embeddings)
     packers = tensor_packers(checkpoint, config, program)
     digests = {path.name: _NO_DIGEST for path in (*(folder / name for name in files), *checkpoint.paths)}
@@ -100,7 +101,7 @@ def write_packed(
         digests[name] = file_sha256(folder / name)
 
     bar = ProgressBar("packing", sum(packer.spec.nbytes for name, packer in packers.items() if name not in calibrated))
-    infos = _packed_tensors(program)
+    infos = {spec.name: _tensor_info(spec) for spec in _stored_tensors(program)}
     blocks = {
         name: [array_block(calibrated[name])] if name in calibrated else packers[name].blocks(bar) for name in infos
     }
@@ -146,37 +147,41 @@ class PackedFile:
             raise ModelError(f"{self._file.path}: {name} is {info or 'missing'}, expected the file's bytes as U8")
         return self._file.view(name).tobytes()
 
-    def weights(self, config: ModelConfig, program: Program) -> LazyWeights:
-        """Views of the tensors of ``program``, whose names and shapes are checked."""
-        expected = _packed_tensors(program)
-        for name, info in expected.items():
-            found = self._file.tensors.get(name, "missing")
-            if found != info:
-                raise ModelError(f"{self.path}: tensor {name!r} is {found}, expected {info}")
-        for name in self._file.tensors.keys() - expected.keys() - self.files.keys():
+    def check(self, config: ModelConfig) -> None:
+        """Raise ModelError unless the file has the tensors that ``config`` says, and no others. To be called before a
+        program is compiled: see ``check_checkpoint``."""
+        names = set(self.files)
+        for spec in program_tensors(config, DTYPES[self.dtype], max_model_len=1):
+            if spec.name == "rope":
+                continue
+            names.add(spec.name)
+            found, expected = self._file.tensors.get(spec.name, "missing"), _tensor_info(spec)
+            if found != expected:
+                raise ModelError(f"{self.path}: tensor {spec.name!r} is {found}, expected {expected}")
+        for name in self._file.tensors.keys() - names:
             raise ModelError(f"{self.path}: tensor {name!r} is not one that this model has")
+
+    def weights(self, config: ModelConfig, program: Program) -> LazyWeights:
+        """Views of the tensors of ``program``, which have been checked."""
         return LazyWeights(
             {
-                spec.name: partial(self._file.view, spec.name)
-                if spec.name in expected
-                else partial(rope_table, config, spec)
+                spec.name: partial(rope_table, config, spec)
+                if spec.name == "rope"
+                else partial(self._file.view, spec.name)
                 for spec in program.tensors
             }
         )
 
 
-def _packed_tensors(program: Program) -> dict[str, TensorInfo]:
+def _stored_tensors(program: Program) -> list[TensorSpec]:
     """What a packed file holds of ``program``: matrices, whose sizes are multiples of 64 bytes, before tables."""
+    return sorted((spec for spec in program.tensors if spec.name != "rope"), key=lambda spec: spec.is_table)
 
-    def info(spec: TensorSpec) -> TensorInfo:
-        return (
-            TensorInfo("F32", (spec.n, spec.k))
-            if spec.is_table
-            else TensorInfo("U8", (spec.num_strips, spec.strip_bytes))
-        )
 
-    stored = [spec for spec in program.tensors if spec.name != "rope"]
-    return {spec.name: info(spec) for spec in sorted(stored, key=lambda spec: spec.is_table)}
+def _tensor_info(spec: TensorSpec) -> TensorInfo:
+    if spec.is_table:
+        return TensorInfo("F32", (spec.n, spec.k))
+    return TensorInfo("U8", (spec.num_strips, spec.strip_bytes))
 
 
 def _overrides(dtype: Dtype) -> str:

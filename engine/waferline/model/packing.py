@@ -14,6 +14,8 @@ from waferline_kernels.program import Program, TensorSpec
 from waferline_kernels.tiles import TILE_N, interleave_strips, num_strips
 
 from .checkpoint import Checkpoint
+from .compile import program_tensors
+from .dtypes import Dtype
 from .errors import ModelError
 from .parallel import run_jobs
 from .progress import ProgressBar
@@ -25,11 +27,18 @@ from .tensor_file import Block, LazyWeights, to_float32
 VALUES_AT_ONCE = 1 << 17  # float32 temporaries of 512 KiB stay in a core's cache
 
 
+def check_checkpoint(checkpoint: Checkpoint, config: ModelConfig, dtype: Dtype) -> None:
+    """Raise ModelError unless ``checkpoint`` has the tensors that ``config`` says, and no others. To be called before a
+    program is compiled: until then a config's sizes are nothing but its word, and may be absurd."""
+    tensors = (spec for spec in program_tensors(config, dtype, max_model_len=1) if spec.name != "rope")
+    checkpoint.check((part for spec in tensors for part in config.checkpoint_parts(spec).items()), config.tied)
+
+
 def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> LazyWeights:
     """The weights of ``program`` by tensor name: strips for a matrix, float32 [n, k] for a table.
 
-    Names, shapes and dtypes of the whole checkpoint are checked at once; values when a tensor is asked for, which then
-    is packed on every CPU. Raises ModelError for either.
+    The checkpoint has been checked by ``check_checkpoint``; values are checked when a tensor is asked for, which then is
+    packed on every CPU, and raises ModelError.
     """
     packers = tensor_packers(checkpoint, config, program)
     bar = ProgressBar("packing", sum(packer.spec.nbytes for packer in packers.values()))
@@ -48,12 +57,13 @@ def rope_table(config: ModelConfig, spec: TensorSpec) -> NDArray[np.float32]:
 
 
 def tensor_packers(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> dict[str, TensorPacker]:
-    """A packer for each of the program's tensors that the checkpoint has, which is checked against all of them."""
-    stored = [spec for spec in program.tensors if spec.name != "rope"]
-    parts = {spec.name: config.checkpoint_parts(spec) for spec in stored}
-    checkpoint.check({name: shape for shapes in parts.values() for name, shape in shapes.items()}, config.tied)
+    """A packer for each of the program's tensors that the checkpoint has, which ``check_checkpoint`` has checked."""
     rescaling = Rescaling(checkpoint, config, program)
-    return {spec.name: TensorPacker(checkpoint, spec, tuple(parts[spec.name]), rescaling) for spec in stored}
+    return {
+        spec.name: TensorPacker(checkpoint, spec, tuple(config.checkpoint_parts(spec)), rescaling)
+        for spec in program.tensors
+        if spec.name != "rope"
+    }
 
 
 class TensorPacker:
