@@ -131,9 +131,23 @@ def test_kernels(capsys: Captured, monkeypatch: pytest.MonkeyPatch, only: str) -
     assert [row["rows"] for row in result["results"]] == [1, 4]
     for row in result["results"]:
         assert only in row["kernel"]
-        assert row["microseconds"] >= 0
+        assert row["microseconds"] is None or row["microseconds"] > 0
         assert row["bandwidth_gb_per_second"] > 0
         assert row["error"] < 2e-6
+
+
+def test_a_kernel_that_takes_no_measurable_time_has_no_figures(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "step_seconds", lambda *arguments: 1e-6)
+    monkeypatch.setattr(kernels, "BYTES_PER_READ", 1e6)
+    arguments = ("kernels", "--only", "attend_f32_numba", "--rows", "1", "--repeats", "1", "--threads", "1")
+    [row] = run_json(capsys, *arguments)["results"]
+    figures = ("microseconds", "gb_per_second", "tmac_per_second", "share_of_limit")
+    assert [row[figure] for figure in figures] == [None] * 4
+    assert main(["bench", *arguments]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.split() == ["attend_f32_numba", "1", "33.6", "MB", f"{row['error']:.1e}"]
 
 
 def test_attention_of_more_rows_than_the_context_makes_that_longer(

@@ -28,7 +28,7 @@ from ..fabric.bandwidth import measure_peak, read_seconds
 from ..fabric.host import Host, probe_host
 from ..fabric.residency import DRAM
 from .batch import Batch, placed
-from .output import machine, print_json, print_table, share
+from .output import machine, print_json, print_table, rounded, share
 from .probes import SAMPLING, TimedProbe, kernel_error, timed_attention, timed_matmul, timed_rows
 
 BYTES_PER_READ = 100e6
@@ -47,21 +47,22 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Measured:
-    """``bandwidth`` and ``peak``: what was measured beside it, bytes and multiply-adds a second."""
+    """``bandwidth`` and ``peak``: what was measured beside it, bytes and multiply-adds a second. ``seconds``: None where a
+    step with the operation took no longer than one without."""
 
     kernel: Kernel
     rows: int
     level: str
     bytes: int  # swept: weights, keys and values, or else the rows themselves
     macs: int  # of all rows
-    seconds: float
+    seconds: float | None
     bandwidth: float
     peak: float
     error: float
 
-    @property
-    def share_of_limit(self) -> float:
-        return max(self.bytes / self.bandwidth, self.macs / self.peak) / self.seconds
+    def rate(self, amount: float) -> float | None:
+        """``amount`` over the seconds."""
+        return None if self.seconds is None else amount / self.seconds
 
     def fields(self) -> dict[str, Any]:
         return {
@@ -74,25 +75,25 @@ class Measured:
             "rows": self.rows,
             "level": self.level,
             "bytes": self.bytes,
-            "microseconds": round(self.seconds * 1e6, 3),
-            "gb_per_second": round(self.bytes / self.seconds / 1e9, 3),
+            "microseconds": None if self.seconds is None else round(self.seconds * 1e6, 3),
+            "gb_per_second": rounded(self.rate(self.bytes / 1e9), 3),
             "bandwidth_gb_per_second": round(self.bandwidth / 1e9, 2),
-            "tmac_per_second": round(self.macs / self.seconds / 1e12, 5),
+            "tmac_per_second": rounded(self.rate(self.macs / 1e12), 5),
             "peak_tmac_per_second": round(self.peak / 1e12, 4),
-            "share_of_limit": round(self.share_of_limit, 3),
+            "share_of_limit": rounded(self.rate(max(self.bytes / self.bandwidth, self.macs / self.peak)), 3),
             "error": self.error,
         }
 
     def cells(self) -> tuple[str, ...]:
-        tmacs = f"{self.macs / self.seconds / 1e12:.4f}" if self.macs else ""
+        gigabytes, tmacs = self.rate(self.bytes / 1e9), self.rate(self.macs / 1e12) if self.macs else None
         return (
             self.kernel.name,
             str(self.rows),
             f"{self.level} {self.bytes / 1e6:.3g} MB",
-            f"{self.bytes / self.seconds / 1e9:.1f}",
-            share(self.bytes / self.bandwidth / self.seconds),
-            tmacs,
-            share(self.macs / self.peak / self.seconds) if self.macs else "",
+            "" if gigabytes is None else f"{gigabytes:.1f}",
+            share(self.rate(self.bytes / self.bandwidth)),
+            "" if tmacs is None else f"{tmacs:.4f}",
+            share(self.rate(self.macs / self.peak)) if self.macs else "",
             f"{self.error:.1e}" if self.error else "0",
         )
 
@@ -171,13 +172,14 @@ def _timings(
                     step_seconds(batch, probe.program, count)  # once unmeasured, into the caches, as the read is
                     whole = step_seconds(batch, probe.program, count)
                     seconds.append(whole - step_seconds(batch, probe.before, count))
+                took = statistics.median(seconds)
                 yield Measured(
                     kernel=kernel,
                     rows=count,
                     level=level,
                     bytes=nbytes,
                     macs=probe.macs_of(count),
-                    seconds=max(statistics.median(seconds), 1e-9) / probe.sweeps,
+                    seconds=took / probe.sweeps if took > 0 else None,
                     bandwidth=statistics.median(bandwidths),
                     peak=statistics.median(peaks),
                     error=error,

@@ -31,5 +31,9 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         print("  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip())
 
 
+def rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
 def share(value: float | None) -> str:
     return "" if value is None else f"{value:.0%}"
