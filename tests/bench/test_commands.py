@@ -88,6 +88,14 @@ def trace(tmp_path: Path) -> str:
     return str(path)
 
 
+def write_trace(folder: Path, *prompts: int) -> str:
+    """Requests of so many prompt tokens, 100 ms apart."""
+    path = folder / "prompts.csv"
+    lines = [f"2023-11-16 18:15:46.{at},{prompt},9" for at, prompt in enumerate(prompts)]
+    path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines, ""]))
+    return str(path)
+
+
 def schedule_arguments(trace: str) -> tuple[str, ...]:
     limits = ("--max-num-seqs", "4", "--max-num-batched-tokens", "16", "--max-model-len", "48")
     return ("schedule", "--model", str(TIED), "--trace", trace, "--threads", "1", *limits)
@@ -99,6 +107,7 @@ def test_schedule(capsys: Captured, trace: str) -> None:
     )
     assert (result["requests"], result["max_num_seqs"], result["max_model_len"]) == (12, 4, 48)
     assert result["capacity_per_second"] > 0
+    assert (result["capacity_requests"], result["capacity_refused"]) == (12, 1)
     for figures in (result["simulated"], result["real"]):
         assert (figures["finished"], figures["rejected"], figures["num_good"]) == (11, 1, 11)
         assert figures["fluidity_index"] == figures["fluid_share"] == 1
@@ -106,6 +115,34 @@ def test_schedule(capsys: Captured, trace: str) -> None:
         assert figures["num_steps"] > 0
     assert result["simulated"]["num_schedules"] > 0
     assert result["simulated"]["full_sequences"] <= 4
+
+
+def test_what_is_refused_is_no_capacity(capsys: Captured, tmp_path: Path) -> None:
+    def capacity(*prompts: int) -> float:
+        arguments = schedule_arguments(write_trace(tmp_path, *prompts))
+        result = run_json(capsys, *arguments, "--fabric", "wse3", "--load", "0.5")
+        assert result["load"] == pytest.approx(0.5, rel=0.01)
+        rate: float = result["capacity_per_second"]
+        return rate
+
+    assert capacity(20, 400, 20, 400) == capacity(20, 20)
+
+
+def test_requests_that_come_at_once_have_no_load(capsys: Captured, tmp_path: Path) -> None:
+    arguments = (*schedule_arguments(write_trace(tmp_path, 20)), "--fabric", "wse3")
+    assert run_json(capsys, *arguments)["load"] is None
+    assert main(["bench", *arguments]) == 0
+    assert "1 requests at once, of a capacity of" in capsys.readouterr().out
+
+
+def test_a_trace_of_which_little_or_nothing_can_be_served(capsys: Captured, tmp_path: Path) -> None:
+    arguments = (*schedule_arguments(write_trace(tmp_path, 400, 400, 20)), "--fabric", "wse3")
+    figures = run_json(capsys, *arguments, "--load", "1", "--seconds", "1e-9")["simulated"]
+    assert (figures["rejected"], figures["requests_per_second"], figures["num_schedules"]) == (2, 0, 0)
+    path = write_trace(tmp_path, 48)
+    assert main(["bench", *schedule_arguments(path), "--fabric", "wse3"]) == 1
+    words = f"trace: {path}: none of 1 requests can be served, expected some of fewer than 48 prompt tokens"
+    assert words in capsys.readouterr().err
 
 
 def test_schedule_at_a_load_on_a_wafer(capsys: Captured, trace: str) -> None:
@@ -189,6 +226,7 @@ def test_a_table_for_people(capsys: Captured, command: str, words: str) -> None:
         (["schedule", "--trace", "t", "--load", "0"], "load: 0.0, expected more than 0"),
         (["schedule", "--trace", "t", "--seconds", "1"], "seconds: 1.0, expected a load with it"),
         (["schedule", "--trace", "t", "--cancel-share", "2"], "cancel_share: 2.0, expected 0 to 1"),
+        (["schedule", "--trace", "t", "--queue-timeout-ms", "0"], "queue_timeout_ms: 0, expected an integer from 1"),
     ],
 )
 def test_what_cannot_be_measured_is_said(capfd: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:

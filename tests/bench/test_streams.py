@@ -79,7 +79,7 @@ def test_a_summary_worked_out_by_hand() -> None:
     figures = summarize(streams, 100, 10)
     assert figures == {
         "seconds": 2.0,
-        "requests_per_second": 1.5,
+        "requests_per_second": 0.5,
         "tokens_per_second": 2.5,
         **latencies("ttft", 50, 100, 100, 100),
         **latencies("itl", 10, 20, 20, 20),
@@ -92,6 +92,8 @@ def test_a_summary_worked_out_by_hand() -> None:
     }
     assert summarize(streams, 100, 20)["goodput_per_second"] == 0.5
     assert summarize(streams[2:], 100, 10)["fluidity_index"] is None
+    refused_at_once = summarize([Stream("d", 0, 9, 0, None, [], 0, "rejected")], 100, 10)
+    assert [refused_at_once[f"{rate}_per_second"] for rate in ("requests", "tokens", "goodput")] == [None] * 3
 
 
 def recorder_of(*request_ids: str) -> StreamRecorder:

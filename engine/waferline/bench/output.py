@@ -19,7 +19,8 @@ def machine() -> dict[str, Any]:
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    print(json.dumps(result))
+    """One line. Raises ValueError for a number that JSON does not have: what has no figure is None."""
+    print(json.dumps(result, allow_nan=False))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

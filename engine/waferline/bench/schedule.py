@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,9 @@ from ..fabric.spec import FABRICS, wse3
 from ..model.load import Model, load_model
 from ..runtime.admission import AdmissionLimits
 from ..runtime.limits import plan_limits
+from ..runtime.request_options import check_request_options
 from .calibration import calibrated_cost_model
-from .output import PERCENTILES, machine, print_json, print_table
+from .output import PERCENTILES, machine, print_json, print_table, rounded
 from .replay import replay
 from .simulation import Simulation, TimedScheduler
 from .streams import OUTCOMES, StreamRecorder, summarize
@@ -66,8 +67,10 @@ def run(args: argparse.Namespace) -> None:
         "dtype": model.dtype,
         "fabric": args.fabric,
         "requests": len(workload),
-        "capacity_per_second": round(capacity, 3),
-        "load": round(_rate(workload) / capacity, 3),
+        "capacity_per_second": round(capacity.per_second, 3),
+        "capacity_requests": capacity.num_requests,
+        "capacity_refused": capacity.num_requests - capacity.num_finished,
+        "load": rounded(_load(workload, capacity), 3),
         "ttft_limit_ms": args.ttft_limit_ms,
         "itl_limit_ms": args.itl_limit_ms,
         **{name: getattr(args, name) for name in ("itl_target_ms", "queue_timeout_ms", *BOUNDS)},
@@ -83,19 +86,45 @@ def run(args: argparse.Namespace) -> None:
         _print(result, results)
 
 
+class Capacity(NamedTuple):
+    """What an engine makes of requests that come all at once; those that it does not finish are too long for it."""
+
+    num_requests: int
+    num_finished: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Requests that are finished."""
+        return self.num_finished / self.seconds
+
+    @property
+    def asked_per_second(self) -> float:
+        """Requests of which those that can be finished are as many as that."""
+        return self.num_requests / self.seconds
+
+
 def measure_capacity(
     args: argparse.Namespace, model: Model, limits: ExecutorLimits, cost_model: CostModel, trace: list[TraceRequest]
-) -> float:
-    """Requests a second that a simulated engine serves of those of ``trace``, evenly picked, when they come all at once
-    and none is refused."""
+) -> Capacity:
+    """Of a simulated engine, with requests of ``trace`` that are picked evenly. Raises ValueError where none can be
+    served."""
     workload = make_workload(trace[:: -(-len(trace) // CAPACITY_REQUESTS)], 0.0, args.seed)
     simulation = Simulation(model, limits, cost_model, args.seed, itl_target_ms=args.itl_target_ms)
     simulation.run(workload)
-    return len(workload) / (simulation.clock.now_ns * 1e-9)
+    num_finished = simulation.recorder.outcomes()["finished"]
+    if not num_finished:
+        raise ValueError(
+            f"trace: {args.trace}: none of {len(workload)} requests can be served, expected some of fewer than "
+            f"{limits.max_model_len} prompt tokens"
+        )
+    return Capacity(len(workload), num_finished, simulation.clock.now_ns * 1e-9)
 
 
 def scheduling_costs(scheduler: TimedScheduler, num_steps: int) -> dict[str, Any]:
     """Processor time of schedules that were made, and of those for nearly as many sequences as ever ran at once."""
+    if not scheduler.costs_ns:
+        return {"num_schedules": 0}
     costs, sequences = np.array(scheduler.costs_ns) * 1e-3, np.array(scheduler.num_scheduled)
     full = costs[sequences >= 0.9 * sequences.max()]
     return {
@@ -119,6 +148,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"{field}: {value}, expected more than 0")
     if args.skip < 0:
         raise ValueError(f"skip: {args.skip}, expected at least 0")
+    check_request_options({"queue_timeout_ms": args.queue_timeout_ms})
     if not 0 <= args.cancel_share <= 1:
         raise ValueError(f"cancel_share: {args.cancel_share}, expected 0 to 1")
     if args.seconds is not None and args.load is None:
@@ -139,12 +169,12 @@ def _engine_of(args: argparse.Namespace, model: Model) -> tuple[ExecutorLimits, 
     return planned, CostModel(program, where, fabric, planned.kv_dtype)
 
 
-def _make_workload(args: argparse.Namespace, trace: list[TraceRequest], capacity: float) -> list[TimedRequest]:
+def _make_workload(args: argparse.Namespace, trace: list[TraceRequest], capacity: Capacity) -> list[TimedRequest]:
     """The requests wanted. A load asks for as many times the capacity, on the average over all of them."""
     limits_ns = round(args.ttft_limit_ms * 1e6), round(args.itl_limit_ms * 1e6)
     if args.load is None:
         return make_workload(trace, args.time_scale, args.seed, args.cancel_share, *limits_ns)
-    rate = args.load * capacity
+    rate = args.load * capacity.asked_per_second
     if args.seconds is not None:
         count = max(2, round(rate * args.seconds))
         if count > len(trace):
@@ -159,10 +189,10 @@ def _make_workload(args: argparse.Namespace, trace: list[TraceRequest], capacity
     return make_workload(trace, len(trace) / rate / span, args.seed, args.cancel_share, *limits_ns)
 
 
-def _rate(workload: list[TimedRequest]) -> float:
-    """Requests a second that ask; infinite where all do at once."""
+def _load(workload: list[TimedRequest], capacity: Capacity) -> float | None:
+    """How many times the capacity is asked for; None where all do so at once."""
     seconds = workload[-1].arrival_ns * 1e-9
-    return len(workload) / seconds if seconds else math.inf
+    return len(workload) / seconds / capacity.asked_per_second if seconds else None
 
 
 def _simulate(
@@ -197,9 +227,11 @@ def _print(result: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) 
     print(
         f"{result['model']} {result['dtype']} on {result['fabric']}, up to {result['max_num_seqs']} sequences at once"
     )
+    load = "at once, of" if result["load"] is None else f"at {result['load']:.2f} of"
     print(
-        f"{result['requests']} requests at {result['load']:.2f} of a capacity of {result['capacity_per_second']:.2f} a "
-        f"second; good: TTFT to {result['ttft_limit_ms']:g} ms, no gap over {result['itl_limit_ms']:g} ms"
+        f"{result['requests']} requests {load} a capacity of {result['capacity_per_second']:.2f} a second "
+        f"({result['capacity_refused']} of {result['capacity_requests']} refused as too long); "
+        f"good: TTFT to {result['ttft_limit_ms']:g} ms, no gap over {result['itl_limit_ms']:g} ms"
     )
     rows: list[list[str]] = []
 

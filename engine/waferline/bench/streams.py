@@ -126,26 +126,27 @@ def is_good(stream: Stream, ttft_limit_ns: int, itl_limit_ns: int) -> bool:
 def summarize(streams: Iterable[Stream], ttft_limit_ms: float, itl_limit_ms: float) -> dict[str, Any]:
     """The figures of ``streams``, all of which have ended, none of them for an empty list of values (None).
 
-    ITL is over the gaps of all streams together. Goodput is requests a second that are good, from the first arrival to
-    the last end. ``fluidity_index`` is over the deadlines of all streams together; ``fluid_share`` is that of the streams
-    with tokens whose own index is at least FLUID.
+    ITL is over the gaps of all streams together. Rates are from the first arrival to the last end (None where that is no
+    time): of requests that are finished, and goodput of those that are good. ``fluidity_index`` is over the deadlines of
+    all streams together; ``fluid_share`` is that of the streams with tokens whose own index is at least FLUID.
     """
     streams, limits = list(streams), (round(ttft_limit_ms * 1e6), round(itl_limit_ms * 1e6))
     seconds = (max(s.end_ns or 0 for s in streams) - min(s.arrival_ns for s in streams)) * 1e-9
     num_tokens = sum(len(s.token_times_ns) for s in streams)
     deadlines = [count_deadlines(s, *limits) for s in streams if s.token_times_ns]
+    num_finished = sum(s.outcome == "finished" for s in streams)
     num_good = sum(is_good(s, *limits) for s in streams)
     refusals = [s.answer_ns - s.arrival_ns for s in streams if s.outcome == "rejected" and s.answer_ns is not None]
     return {
         "seconds": round(seconds, 3),
-        "requests_per_second": round(len(streams) / seconds, 3),
-        "tokens_per_second": round(num_tokens / seconds, 1),
+        "requests_per_second": _ratio(num_finished, seconds, 3),
+        "tokens_per_second": _ratio(num_tokens, seconds, 1),
         **percentiles("ttft", [s.ttft_ns for s in streams if s.ttft_ns is not None]),
         **percentiles("itl", [gap for s in streams for gap in s.gaps_ns]),
         **percentiles("queue", [s.start_ns - s.arrival_ns for s in streams if s.start_ns is not None]),
         **percentiles("refusal", refusals),
         "num_good": num_good,
-        "goodput_per_second": round(num_good / seconds, 3),
+        "goodput_per_second": _ratio(num_good, seconds, 3),
         "fluidity_index": _ratio(sum(met for met, _ in deadlines), sum(count for _, count in deadlines)),
         "fluid_share": _ratio(sum(met >= FLUID * count for met, count in deadlines), len(deadlines)),
     }
@@ -160,5 +161,5 @@ def percentiles(name: str, values_ns: Iterable[int]) -> dict[str, float | None]:
     return {field: None if value is None else round(value, 4) for field, value in figures.items()}
 
 
-def _ratio(part: int, whole: int) -> float | None:
-    return round(part / whole, 4) if whole else None
+def _ratio(part: int, whole: float, digits: int = 4) -> float | None:
+    return round(part / whole, digits) if whole else None
