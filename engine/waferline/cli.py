@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from typing import Any
 
+from .argument_types import integer, json_object, size, tenant_weight
 from .bench.command import add_bench
 from .runtime.errors import RequestFailed
 from .sampling_options import add_sampling_options, sampling_params
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read the output has gone; nothing more must be flushed into it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
-    except (RequestFailed, OSError, ValueError, TypeError, RuntimeError) as error:
-        print(f"waferline: {error}", file=sys.stderr)
+    except (RequestFailed, OSError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
+        print(f"waferline: {error or 'out of memory'}", file=sys.stderr)
         return 1
 
 
@@ -56,10 +56,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--bind", default=DEFAULT_ADDRESS, metavar="ADDRESS", help="port * for any free one; %(default)s"
     )
     serve.add_argument("--allow-remote", action="store_true", help="allow to bind where other machines can connect")
-    serve.add_argument("--max-model-len", type=int, metavar="TOKENS", help="of a completion and its prompt")
-    serve.add_argument("--max-num-seqs", type=int, metavar="N", help="completions that run at once")
-    serve.add_argument("--max-num-batched-tokens", type=int, metavar="TOKENS", help="of one step")
-    serve.add_argument("--kv-cache-memory", type=_size, metavar="SIZE", help="such as 512MiB or 2GiB")
+    serve.add_argument("--max-model-len", type=integer, metavar="TOKENS", help="of a completion and its prompt")
+    serve.add_argument("--max-num-seqs", type=integer, metavar="N", help="completions that run at once")
+    serve.add_argument("--max-num-batched-tokens", type=integer, metavar="TOKENS", help="of one step")
+    serve.add_argument("--kv-cache-memory", type=size, metavar="SIZE", help="such as 512MiB or 2GiB")
     serve.add_argument("--kv-dtype", metavar="DTYPE", help="of the KV cache: f32, bf16, int8 or auto; default: auto")
     serve.add_argument(
         "--enable-prefix-caching",
@@ -74,16 +74,18 @@ def make_parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--max-waiting-requests",
-        type=int,
+        type=integer,
         default=MAX_WAITING_REQUESTS,
         metavar="N",
         help="completions that may wait; more are answered at once that there is too much to do; %(default)s",
     )
-    serve.add_argument("--max-waiting-tokens", type=int, metavar="TOKENS", help="the same for their prompts' tokens")
+    serve.add_argument(
+        "--max-waiting-tokens", type=integer, metavar="TOKENS", help="the same for their prompts' tokens"
+    )
     serve.add_argument("--max-ttft-ms", type=float, metavar="MS", help="the same for the predicted time to first token")
     serve.add_argument(
         "--tenant-weight",
-        type=_parse_weight,
+        type=tenant_weight,
         action="append",
         dest="tenant_weights",
         metavar="NAME=WEIGHT",
@@ -91,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     serve.add_argument(
         "--speculative-config",
-        type=_json_object,
+        type=json_object,
         metavar="JSON",
         help="""such as '{"method": "ngram", "num_speculative_tokens": 4}': draft tokens, verify several in one step""",
     )
@@ -134,37 +136,13 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help='a Hugging Face folder, a packed file, or "demo"')
     parser.add_argument("--dtype", help="of the weights: q4, q8, bf16 or f32; default: q8, or what a packed file has")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as the model has work for")
+    parser.add_argument("--threads", type=integer, metavar="N", help="default: as many as the model has work for")
 
 
 def _add_client_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect", default=DEFAULT_ADDRESS, metavar="ADDRESS", help="%(default)s")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="of silence; %(default)s")
     add_sampling_options(parser)
-
-
-def _size(text: str) -> int:
-    from .fabric.host import parse_size
-
-    return parse_size(text)
-
-
-def _parse_weight(text: str) -> tuple[str, float]:
-    tenant, _, weight = text.rpartition("=")
-    return tenant, float(weight)
-
-
-_parse_weight.__name__ = "NAME=WEIGHT"  # argparse names it: "invalid NAME=WEIGHT value"
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a JSON object: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a JSON object")
-    return value
 
 
 def _sampling_params(args: argparse.Namespace) -> Any:
@@ -174,10 +152,17 @@ def _sampling_params(args: argparse.Namespace) -> Any:
         raise UsageError(str(error)) from None
 
 
+def _stream_params(args: argparse.Namespace) -> Any:
+    params = _sampling_params(args)
+    if params.n != 1:
+        raise UsageError(f"n: {params.n}, expected 1 for a stream")
+    return params
+
+
 def run_demo(args: argparse.Namespace) -> int:
     from .demo_command import run
 
-    run(args.model, args.prompt, _sampling_params(args))
+    run(args.model, args.prompt, _stream_params(args))
     return 0
 
 
@@ -220,9 +205,7 @@ def run_generate(args: argparse.Namespace) -> int:
 def run_stream(args: argparse.Namespace) -> int:
     from .serving.client import Client
 
-    params = _sampling_params(args)
-    if params.n != 1:
-        raise UsageError(f"n: {params.n}, expected 1 for a stream")
+    params = _stream_params(args)
     with Client(args.connect, timeout=args.timeout) as client:
         stream = client.stream(args.prompt, params)
         try:

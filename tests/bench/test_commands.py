@@ -214,7 +214,9 @@ def test_a_table_for_people(capsys: Captured, command: str, words: str) -> None:
     [
         (["decode", "--model", "no-such-model"], "no-such-model"),
         (["decode", "--tokens", "0"], "tokens: 0, expected at least 1"),
+        (["decode", "--batch", "1" + 12 * "0"], "Unable to allocate"),
         (["kernels", "--only", "q9"], "only: 'q9'"),
+        (["kernels", "--threads", "0"], "threads: 0, expected 1 to 256"),
         (
             ["speculation", "--model", str(TIED), "--num-speculative-tokens", "0"],
             "num_speculative_tokens: 0, expected at least 1",

@@ -6,7 +6,7 @@ import argparse
 import importlib
 from typing import Any
 
-from ..fabric.host import parse_size
+from ..argument_types import counts, shares, size, targets
 
 
 def add_bench(commands: Any) -> None:
@@ -26,13 +26,13 @@ def add_bench(commands: Any) -> None:
     kernels.add_argument(
         "--only", default="", metavar="TEXT", help="kernels whose name contains it, such as q8 or avx2"
     )
-    kernels.add_argument("--rows", type=_counts, default=(1, 32, 512), metavar="N,N", help="1,32,512")
+    kernels.add_argument("--rows", type=counts, default=(1, 32, 512), metavar="N,N", help="1,32,512")
     kernels.add_argument("--k", type=int, default=2048, metavar="N", help="inputs of the matrices; %(default)s")
 
     decode = add("decode", "tokens a second beside the limit that memory sets")
     _add_model(decode)
     _add_kv_dtype(decode)
-    decode.add_argument("--batch", type=_counts, default=(1,), metavar="N,N", help="sequences at once; 1")
+    decode.add_argument("--batch", type=counts, default=(1,), metavar="N,N", help="sequences at once; 1")
     decode.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="%(default)s")
     decode.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence; %(default)s")
 
@@ -51,7 +51,7 @@ def add_bench(commands: Any) -> None:
     )
     interference.add_argument(
         "--itl-target-ms",
-        type=_targets,
+        type=targets,
         default=("40", "auto"),
         metavar="MS,MS",
         help="auto: just above the p99 of undisturbed streams; 40,auto",
@@ -69,7 +69,7 @@ def add_bench(commands: Any) -> None:
     )
     speculation.add_argument(
         "--acceptance",
-        type=_shares,
+        type=shares,
         default=(1.0, 0.5, 0.0),
         metavar="P,P",
         help="of a draft token, how likely it is right; 1,0.5,0",
@@ -101,9 +101,14 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     add("--max-waiting-tokens", type=int, metavar="TOKENS", help="the same by the tokens of their prompts")
     add("--queue-timeout-ms", type=int, metavar="MS", help="of each request; give up what has not begun by then")
     add("--max-num-seqs", type=int, default=64, metavar="N", help="sequences that run at once; %(default)s")
-    add("--max-model-len", type=int, metavar="TOKENS", help="of a completion and its prompt; longer ones are refused")
+    add(
+        "--max-model-len",
+        type=int,
+        metavar="TOKENS",
+        help="of a completion and its prompt; longer ones are refused",
+    )
     add("--max-num-batched-tokens", type=int, default=512, metavar="TOKENS", help="of one step; %(default)s")
-    add("--kv-cache-memory", type=parse_size, metavar="SIZE", help="such as 512MiB or 2GiB")
+    add("--kv-cache-memory", type=size, metavar="SIZE", help="such as 512MiB or 2GiB")
     add("--fabric", default="host", help="what is simulated: host (measured), or wse3; %(default)s")
     add("--real", action="store_true", help="replay the requests against the real engine too, in real time")
 
@@ -117,36 +122,15 @@ def _add_kv_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kv-dtype", default="auto", help="of the KV cache: f32, bf16, int8 or auto; default: auto")
 
 
-def _counts(text: str) -> tuple[int, ...]:
-    counts = tuple(int(part) for part in text.split(","))
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers of at least 1 such as 1,8,32")
-    return counts
-
-
-def _targets(text: str) -> tuple[str, ...]:
-    targets = tuple(text.split(","))
-    for target in targets:
-        if target != "auto" and not float(target) > 0:
-            raise argparse.ArgumentTypeError(f"{text!r}, expected milliseconds, or auto, such as 40,auto")
-    return targets
-
-
-def _shares(text: str) -> tuple[float, ...]:
-    shares = tuple(float(part) for part in text.split(","))
-    if not all(0 <= share <= 1 for share in shares):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected numbers from 0 to 1 such as 1,0.5,0")
-    return shares
-
-
 def run_bench(args: argparse.Namespace) -> int:
-    """Run the benchmark that ``args`` name. Raises ValueError for a count that is not positive."""
+    """Run the benchmark that ``args`` name. Raises ValueError for a count that is given and not positive."""
     fields = (
         *("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "num_speculative_tokens", "k"),
         "requests",
     )
     for field in fields:
-        if getattr(args, field, 1) < 1:
-            raise ValueError(f"{field}: {getattr(args, field)}, expected at least 1")
+        value = getattr(args, field, None)
+        if value is not None and value < 1:
+            raise ValueError(f"{field}: {value}, expected at least 1")
     importlib.import_module(f".{args.benchmark}", __package__).run(args)
     return 0

@@ -26,6 +26,7 @@ from waferline_kernels.tiles import BF16, F32, Q8, TILE_N
 
 from ..fabric.bandwidth import measure_peak, read_seconds
 from ..fabric.host import Host, probe_host
+from ..fabric.placement import check_threads
 from ..fabric.residency import DRAM
 from .batch import Batch, placed
 from .output import machine, print_json, print_table, rounded, share
@@ -99,12 +100,13 @@ class Measured:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and print. Raises ValueError where no kernel is left to measure."""
+    """Measure and print. Raises ValueError where no kernel is left to measure, and for threads out of range."""
     kernels = [kernel for kernel in kernel_table() if args.only in kernel.name]
     if not kernels:
         names = ", ".join(kernel.name for kernel in kernel_table())
         raise ValueError(f"only: {args.only!r}, expected a part of one of {names}")
-    threads = args.threads or len(probe_host().cpus)
+    threads = len(probe_host().cpus) if args.threads is None else args.threads
+    check_threads(threads)
     results = [result for kernel in kernels for result in measure(kernel, args.rows, args.k, threads, args.repeats)]
     if args.json:
         fields = [result.fields() for result in results]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import reprlib
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,10 +58,13 @@ def _read(path: Path) -> str:
 
 def parse_size(text: str) -> int:
     """Bytes of a size such as ``"32K"``, ``"1.5 GiB"`` or ``"4096"``. Raises ValueError for anything else."""
-    match = re.fullmatch(r"([0-9.]+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise ValueError(f"size: {text!r}, expected a number of bytes such as 1048576, 512M or 2GiB")
-    return int(float(match[1]) * _UNITS.get(match[2].upper(), 1))
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE | re.ASCII)
+    size = float(match[1]) * _UNITS.get(match[2].upper(), 1) if match else math.inf
+    if not size < 2**63:
+        raise ValueError(
+            f"size: {reprlib.repr(text)}, expected a number of bytes below 2**63 such as 1048576, 512M or 2GiB"
+        )
+    return int(size)
 
 
 class CpuClaim:

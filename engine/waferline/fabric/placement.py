@@ -26,6 +26,12 @@ def choose_threads(program: Program, available: int) -> int:
     return available if available > 1 and saved > spent else 1
 
 
+def check_threads(threads: int) -> None:
+    """Raise ValueError for a number of threads that no placement can have."""
+    if not 1 <= threads <= MAX_THREADS:
+        raise ValueError(f"threads: {threads}, expected 1 to {MAX_THREADS}")
+
+
 def plan_placement(program: Program, threads: int | None = None, cpus: tuple[int, ...] | None = None) -> Placement:
     """Share each matrix's strips evenly among ``threads`` workers, in execution order.
 
@@ -34,8 +40,7 @@ def plan_placement(program: Program, threads: int | None = None, cpus: tuple[int
     """
     if threads is None:
         threads = choose_threads(program, len(probe_host().cpus))
-    if not 1 <= threads <= MAX_THREADS:
-        raise ValueError(f"threads: {threads}, expected 1 to {MAX_THREADS}")
+    check_threads(threads)
     shares = np.zeros((len(program.tensors), threads), SHARE)
     arena_bytes = [0] * threads
     for index in execution_order(program):
