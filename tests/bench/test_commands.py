@@ -56,6 +56,20 @@ def test_prefill(capsys: Captured) -> None:
         assert result["matmul_tmac_per_second"] >= 0
 
 
+def test_decode_of_one_token_has_no_gaps(capsys: Captured) -> None:
+    arguments = ("decode", "--model", str(TIED), "--prompt-tokens", "9", "--tokens", "1", "--repeats", "1")
+    [row] = run_json(capsys, *arguments)["results"]
+    assert row["tokens_per_second"] > 0
+    assert [row[f"itl_p{p}_ms"] for p in (50, 95, 99)] == [None] * 3
+    assert main(["bench", *arguments]) == 0
+
+
+def test_default_prompts_fit_the_model(capsys: Captured) -> None:
+    assert run_json(capsys, "prefill", "--model", str(TIED), "--repeats", "1")["tokens"] == 255
+    arguments = ("interference", "--model", str(TIED), "--repeats", "1", "--streams", "1", "--itl-target-ms", "40")
+    assert [row["prompt_tokens"] for row in run_json(capsys, *arguments)["results"]] == [255, 255]
+
+
 def test_speculation(capsys: Captured) -> None:
     arguments = ("speculation", "--model", str(TIED), "--tokens", "30", "--repeats", "1", "--threads", "1")
     result = run_json(capsys, *arguments, "--acceptance", "1,0.5", "--num-speculative-tokens", "3")
@@ -77,6 +91,8 @@ def test_load(capsys: Captured, tmp_path: Path) -> None:
     again = run_json(capsys, "load", "--model", str(packed), "--repeats", "1", "--threads", "1")
     assert again["pack_seconds"] is None
     assert again["model_bytes"] == result["model_bytes"]
+    assert main(["bench", "load", "--model", str(packed), "--dtype", "q4"]) == 1
+    assert "dtype: 'q4', expected 'q8'" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -220,6 +236,21 @@ def test_a_table_for_people(capsys: Captured, command: str, words: str) -> None:
         (
             ["speculation", "--model", str(TIED), "--num-speculative-tokens", "0"],
             "num_speculative_tokens: 0, expected at least 1",
+        ),
+        (["speculation", "--model", str(TIED), "--tokens", "1"], "tokens: 1, expected at least 2"),
+        (
+            [
+                "interference",
+                "--model",
+                str(TIED),
+                "--prompt-tokens",
+                "9",
+                "--tokens",
+                "1",
+                "--undisturbed-tokens",
+                "1",
+            ],
+            "undisturbed_tokens: 1, expected at least 2",
         ),
         (["load", "--model", str(TIED), "--threads", "0"], "ended with status 1"),
         (["schedule", "--trace", "no-such-trace"], "no-such-trace"),

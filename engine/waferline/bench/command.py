@@ -39,13 +39,15 @@ def add_bench(commands: Any) -> None:
     prefill = add("prefill", "a prompt's tokens a second beside what its matmuls alone reach")
     _add_model(prefill)
     _add_kv_dtype(prefill)
-    prefill.add_argument("--tokens", type=int, default=512, metavar="N", help="of the prompt; %(default)s")
+    prefill.add_argument("--tokens", type=int, metavar="N", help="of the prompt; 512, or what the model has room for")
 
     interference = add("interference", "what a long prompt does to the streams beside which it arrives", repeats=3)
     _add_model(interference)
     _add_kv_dtype(interference)
     interference.add_argument("--streams", type=int, default=8, metavar="N", help="%(default)s")
-    interference.add_argument("--prompt-tokens", type=int, default=4000, metavar="N", help="%(default)s")
+    interference.add_argument(
+        "--prompt-tokens", type=int, metavar="N", help="of the long prompt; 4000, or what the model has room for"
+    )
     interference.add_argument(
         "--tokens", type=int, default=200, metavar="N", help="of each stream before, and after; %(default)s"
     )

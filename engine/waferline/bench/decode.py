@@ -17,7 +17,6 @@ import numpy as np
 from waferline_kernels.kv_cache import kv_format
 from waferline_kernels.sequences import KV_BLOCK_SIZE
 
-from ..demo_command import percentile
 from ..fabric.cost import CostModel, StepShape
 from ..fabric.report import report_lines, report_rows
 from ..fabric.residency import host_residency
@@ -26,6 +25,7 @@ from ..model.load import Model, load_model
 from ..runtime.memory import choose_kv_dtype
 from .batch import Batch, placed
 from .output import PERCENTILES, machine, print_json, print_table, share
+from .streams import percentiles
 
 BYTES_PER_READ = 1e9
 PROFILED_TOKENS = 8
@@ -68,7 +68,7 @@ def measure(model: Model, size: int, args: argparse.Namespace) -> tuple[dict[str
                 batch.rewind(prompt + 1)
                 took, times = batch.decode(args.tokens)
                 seconds.append(took)
-                gaps += (np.diff(times) * 1e-6).tolist()
+                gaps += np.diff(times).tolist()
             batch.rewind(prompt + 1)
             profile = batch.profile_decode(min(args.tokens, PROFILED_TOKENS))
         finally:
@@ -99,7 +99,7 @@ def measure(model: Model, size: int, args: argparse.Namespace) -> tuple[dict[str
         "kv_dtype": kv_dtype,
         "kv_bytes_per_step": kv_bytes,
         "bytes_per_token": round(swept / size),
-        **{f"itl_p{p}_ms": round(percentile(sorted(gaps), p), 4) for p in PERCENTILES},
+        **percentiles("itl", gaps),
         "barrier_share": step.waited / step.measured if step.waited and step.measured else None,
         "residency": [row.fields() for row in rows],
     }
@@ -114,5 +114,5 @@ def _cells(result: dict[str, Any]) -> tuple[str, ...]:
         share(result["share_of_limit"]),
         f"{result['bandwidth_gb_per_second']:.1f}",
         f"{result['bytes_per_token'] / 1e6:.2f}",
-        *(f"{result[f'itl_p{p}_ms']:.3f}" for p in PERCENTILES),
+        *("" if gap is None else f"{gap:.3f}" for gap in (result[f"itl_p{p}_ms"] for p in PERCENTILES)),
     )

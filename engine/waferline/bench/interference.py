@@ -29,6 +29,7 @@ from ..runtime.messages import Delta, EngineOutput, Finished, GenerateRequest, R
 from ..runtime.sampling_params import SamplingParams
 from .output import machine, print_json, print_table
 
+PROMPT_TOKENS = 4000  # of the long prompt, where the model has room for as many
 STREAM_PROMPT_TOKENS = 64
 UNCOUNTED_TOKENS = 16  # of each stream, the first
 AUTO_TARGET = 1.05  # times the p99 of streams that nothing disturbs
@@ -40,6 +41,8 @@ FIGURES = ("p50", "p99", "worst")
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
     model = load_model(args.model, args.dtype)
+    if args.prompt_tokens is None:
+        args.prompt_tokens = min(PROMPT_TOKENS, model.max_model_len - 1)
     results = [measure(model, args, None)]
     for wanted in args.itl_target_ms:
         target = AUTO_TARGET * undisturbed_p99(model, args) if wanted == "auto" else float(wanted)
@@ -103,14 +106,19 @@ def disturb(core: EngineCore, log: Log, args: argparse.Namespace, prefix: str) -
 
 
 def undisturbed_p99(model: Model, args: argparse.Namespace) -> float:
-    """Milliseconds between two tokens of the streams alone."""
+    """Milliseconds between two tokens of the streams alone. Raises ValueError where there are no two that count."""
     with engine(model, args, None) as (core, log):
         streams = [str(number) for number in range(args.streams)]
         for name in streams:
             core.add(request(model, name, STREAM_PROMPT_TOKENS, UNCOUNTED_TOKENS + args.undisturbed_tokens))
         log.wait_for_end(streams)
-    gaps = [np.diff(log.times(name)[UNCOUNTED_TOKENS:, 0]) * 1e-6 for name in streams]
-    return float(np.percentile(np.concatenate(gaps), 99, method="inverted_cdf"))
+    gaps = np.concatenate([np.diff(log.times(name)[UNCOUNTED_TOKENS:, 0]) * 1e-6 for name in streams])
+    if not len(gaps):
+        room = STREAM_PROMPT_TOKENS + UNCOUNTED_TOKENS + 2
+        raise ValueError(
+            f"undisturbed_tokens: {args.undisturbed_tokens}, expected at least 2, and a model with room for {room} tokens"
+        )
+    return float(np.percentile(gaps, 99, method="inverted_cdf"))
 
 
 @contextmanager

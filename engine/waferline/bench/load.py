@@ -26,9 +26,9 @@ def run(args: argparse.Namespace) -> None:
     source, is_packed = Path(args.model), Path(args.model).is_file()
     with nullcontext(source.parent) if is_packed else tempfile.TemporaryDirectory(prefix="waferline-") as folder:
         packed, pack_seconds = (source, None) if is_packed else _pack(args, Path(folder))
+        model = load_model(packed, args.dtype)
         packed.read_bytes()  # into the page cache
         loads = [_load(packed, args.threads) for _ in range(args.repeats)]
-        model = load_model(packed)
         figures = {field: statistics.median(load[field] for load in loads) for field in loads[0]}
     result = {
         "model": args.model,

@@ -20,10 +20,15 @@ from ..runtime.memory import choose_kv_dtype
 from .batch import Batch, placed
 from .output import machine, print_json, print_table, share
 
+TOKENS = 512  # of a prompt, where the model has room for as many
+
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
-    result, lines = measure(load_model(args.model, args.dtype, args.tokens + 1), args)
+    model = load_model(args.model, args.dtype, args.tokens and args.tokens + 1)
+    if args.tokens is None:
+        args.tokens = max(1, min(TOKENS, model.max_model_len - 1))
+    result, lines = measure(model.limited_to(args.tokens + 1), args)
     if args.json:
         print_json({"bench": "prefill", **machine(), **result})
         return

@@ -59,6 +59,8 @@ class Stream:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
+    if args.tokens < 2:
+        raise ValueError(f"tokens: {args.tokens}, expected at least 2: the time is from the first to the last")
     model = load_model(args.model, args.dtype, args.prompt_tokens + args.tokens)
     drawn = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True)
     loop = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True, allowed_token_ids=[0])
