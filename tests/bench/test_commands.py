@@ -7,12 +7,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from waferline.bench import kernels
+from waferline.bench import kernels, load_probe
 from waferline.bench.batch import Batch, ZeroWeights, placed
 from waferline.bench.kernels import Footprint
 from waferline.cli import main
+from waferline.fabric.placement import plan_placement
 from waferline.model.load import load_model
 
 TIED = Path(__file__).parents[1] / "fixtures" / "tied"
@@ -102,6 +104,24 @@ def trace(tmp_path: Path) -> str:
     lines = [f"2023-11-16 18:15:46.{at:02},{400 if at == 7 else 5 + at},{3 + at}" for at in range(12)]
     path.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *lines, ""]))
     return str(path)
+
+
+def test_the_copy_that_loading_is_held_to_fills_each_worker_s_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    arenas = []
+
+    def allocate(shape: int, dtype: Any) -> Any:
+        arenas.append(np.zeros(shape, dtype))
+        return arenas[-1]
+
+    monkeypatch.setattr(load_probe, "aligned_zeros", allocate)
+    model = load_model(TIED)
+    placement = plan_placement(model.program, 2)
+    assert load_probe.copy_seconds(model, placement) > 0
+    assert [len(arena) for arena in arenas] == list(placement.arena_bytes)
+    for spec, shares in zip(model.program.tensors, placement.shares, strict=True):
+        for arena, (first, count, offset) in zip(arenas, shares.tolist(), strict=True):
+            strips = model.weights[spec.name][first : first + count].reshape(-1) if count else []
+            np.testing.assert_array_equal(arena[offset : offset + len(strips)], strips)
 
 
 def write_trace(folder: Path, *prompts: int) -> str:

@@ -1,7 +1,8 @@
 """``waferline bench load``: packing, and from a packed file in the page cache to an engine that is ready.
 
-Each load is a process of its own, so that the memory it is charged with is its own. The limits: a memcpy of the same
-bytes, from the mapped file to memory not touched before, for filling the arenas; the model's size for anonymous memory.
+Each load is a process of its own, so that the memory it is charged with is its own. The limits: a plain copy of the same
+bytes by as many threads, from the mapped file to memory not touched before, for filling the arenas; the model's size for
+anonymous memory.
 """
 
 from __future__ import annotations
