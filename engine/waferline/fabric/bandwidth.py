@@ -11,21 +11,10 @@ import numpy as np
 from waferline_kernels import native
 from waferline_kernels.tiles import TileFormat
 
-BYTES_PER_TIMING = 400e6  # swept in one timing: long enough to drown the clock and the team's start
 MACS_PER_TIMING = 50_000_000  # of each thread
 BARRIERS_PER_TIMING = 2000
 USUAL_BARRIER_SECONDS = 0.4e-6
 REPEATS = 5
-
-
-def measure_bandwidth(footprint: int, threads: int, cpus: tuple[int, ...] | None = None) -> float:
-    """Bytes a second of a plain prefetched read by ``threads`` threads, each over its own share of ``footprint`` bytes.
-
-    The best of five timings: a limit is what the machine can do, and everything else on it only takes away. With the
-    native backend the read is its kernels'; without it, numpy's reduction.
-    """
-    sweeps = max(1, int(BYTES_PER_TIMING / footprint))
-    return footprint * sweeps / min(read_seconds(footprint, threads, cpus, sweeps) for _ in range(REPEATS))
 
 
 def read_seconds(footprint: int, threads: int, cpus: tuple[int, ...] | None, sweeps: int) -> float:
