@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from waferline import LLM, SamplingParams
 from waferline.runtime.memory import available_memory, choose_kv_dtype, plan_kv_blocks
 from waferline_kernels.kv_cache import KV_FORMATS
 from waferline_kernels.program import Dims
@@ -90,3 +93,13 @@ def test_the_kv_dtype_is_checked() -> None:
     assert choose_kv_dtype("int8", "f32") == "int8"
     with pytest.raises(ValueError, match="kv_dtype: 'fp8', expected one of auto, f32, bf16, int8"):
         choose_kv_dtype("fp8", "q8")
+
+
+def test_angles_are_made_for_the_context_in_force_alone(fixtures_dir: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(fixtures_dir / "tied", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 2**31 - 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    with LLM(folder, kv_cache_memory=1 << 20) as llm:
+        assert llm.stats()["model_bytes"] < 1 << 20
+        [output] = llm.generate("Hello", SamplingParams(max_tokens=3, ignore_eos=True))
+        assert len(output.outputs[0].token_ids) == 3

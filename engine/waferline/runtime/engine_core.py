@@ -109,7 +109,6 @@ class EngineCore:
         check_tenant_weights(tenant_weights)
         bounds = AdmissionLimits(max_waiting_requests, max_waiting_tokens, max_ttft_ms)
         speculation = read_speculative_config(speculative_config)
-        self.model = model
         self._itl_target_ms = itl_target_ms
         self._setup = ExecutorSetup(
             model,
@@ -121,6 +120,7 @@ class EngineCore:
             kv_dtype=kv_dtype,
             num_speculative_tokens=speculation.num_speculative_tokens if speculation else 0,
         )
+        self.model = model = self._setup.model
         if itl_target_ms is not None:
             self._setup.touch_kv_cache()
         self._executor = self._setup.executor

@@ -31,7 +31,7 @@ WARM_UP_LESSONS = 20  # times that the cost model is told: a factor comes from f
 class ExecutorSetup:
     """An executor that is ready to run ``model``, and what it was made from; see EngineCore for the limits.
 
-    ``cost_model`` predicts its steps, and has learnt from a few.
+    ``model`` is limited to the context in force. ``cost_model`` predicts its steps, and has learnt from a few.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class ExecutorSetup:
             kv_dtype,
             num_speculative_tokens,
         )
+        self.model = model = model.limited_to(self.limits.max_model_len)
         self.kv_dtype = self.limits.kv_dtype
         self.kv_cache_bytes = self.limits.num_kv_blocks * kv_block_bytes(model, self.kv_dtype)
         self.model_bytes = model_bytes(model)

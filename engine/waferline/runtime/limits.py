@@ -35,7 +35,8 @@ def plan_limits(
         _check_integer("max_model_len", max_model_len, 2, model.max_model_len)
     kv_dtype = choose_kv_dtype(kv_dtype, model.dtype)
     wanted_len = max_model_len or model.max_model_len
-    free_memory = max(0, available_memory() - model_bytes(model))
+    # The table of angles will be as long as the context in force, and is little beside the keys and values of that.
+    free_memory = max(0, available_memory() - model_bytes(model.limited_to(1)))
     dims = model.program.dims
     num_kv_blocks = plan_kv_blocks(dims, kv_dtype, max_num_seqs, wanted_len, kv_cache_memory, free_memory)
     capacity = num_kv_blocks * KV_BLOCK_SIZE
