@@ -34,8 +34,9 @@ def run(model: str, prompt: str, params: SamplingParams) -> None:
 
 
 @contextmanager
-def running_server(model: str) -> Iterator[str]:
-    """A server process for ``model`` on a free port of this machine, stopped in the end; its address."""
+def running_server(model: str, *options: str) -> Iterator[str]:
+    """A server process for ``model`` on a free port of this machine, stopped in the end; its address. ``options``: of
+    ``waferline serve``."""
     command = [
         sys.executable,
         "-m",
@@ -45,6 +46,7 @@ def running_server(model: str) -> Iterator[str]:
         "--bind",
         "tcp://127.0.0.1:*",
         "--die-with-parent",
+        *options,
     ]
     # A session of its own: a Ctrl-C reaches this process alone, which then stops the server.
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:

@@ -49,6 +49,21 @@ def test_decode(capsys: Captured) -> None:
     assert three["kv_bytes_per_step"] == 3 * one["kv_bytes_per_step"]
 
 
+def test_serve(capsys: Captured) -> None:
+    arguments = ("serve", "--model", str(TIED), "--prompt-tokens", "9", "--tokens", "20", "--repeats", "1")
+    rows = run_json(capsys, *arguments, "--threads", "1,2", "--dtype", "q4")["results"]
+    ways = ["Executor.run", "LLM.stream", "Client.stream"]
+    assert [(row["way"], row["threads"]) for row in rows] == [(way, n) for n in (1, 2) for way in ways]
+    for row in rows:
+        assert row["dtype"] == "q4"
+        assert row["tokens_per_second"] > 0
+        assert 0 <= row["itl_p50_ms"] <= row["itl_p95_ms"] <= row["itl_p99_ms"]
+    assert rows[0]["share_of_run"] == rows[3]["share_of_run"] == 1
+    assert rows[1]["share_of_run"] == pytest.approx(
+        rows[1]["tokens_per_second"] / rows[0]["tokens_per_second"], abs=1e-3
+    )
+
+
 def test_prefill(capsys: Captured) -> None:
     result = run_json(capsys, "prefill", "--model", str(TIED), "--tokens", "20", "--repeats", "2", "--threads", "1")
     assert result["tokens"] == 20

@@ -14,9 +14,10 @@ def add_bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure the engine beside what this machine allows")
     benchmarks = bench.add_subparsers(metavar="BENCHMARK", required=True)
 
-    def add(name: str, summary: str, repeats: int = 5) -> argparse.ArgumentParser:
+    def add(name: str, summary: str, repeats: int = 5, threads: Any = int) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = benchmarks.add_parser(name, help=summary)
-        parser.add_argument("--threads", type=int, metavar="N", help="default: as many as there is work for")
+        metavar = "N" if threads is int else "N,N"
+        parser.add_argument("--threads", type=threads, metavar=metavar, help="default: as many as there is work for")
         parser.add_argument("--repeats", type=int, default=repeats, metavar="N", help="of which medians; %(default)s")
         parser.add_argument("--json", action="store_true", help="one line of JSON")
         parser.set_defaults(run=run_bench, benchmark=name)
@@ -35,6 +36,11 @@ def add_bench(commands: Any) -> None:
     decode.add_argument("--batch", type=counts, default=(1,), metavar="N,N", help="sequences at once; 1")
     decode.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="%(default)s")
     decode.add_argument("--tokens", type=int, default=128, metavar="N", help="of each sequence; %(default)s")
+
+    serve = add("serve", "a stream by Executor.run, LLM.stream and a server's client", repeats=3, threads=counts)
+    _add_model(serve)
+    serve.add_argument("--prompt-tokens", type=int, default=128, metavar="N", help="%(default)s")
+    serve.add_argument("--tokens", type=int, default=256, metavar="N", help="of the stream; %(default)s")
 
     prefill = add("prefill", "a prompt's tokens a second beside what its matmuls alone reach")
     _add_model(prefill)

@@ -31,9 +31,7 @@ def main(packed: str, threads: int | None) -> None:
     whole = load_model(packed)
     model = whole.limited_to(1)  # angles are computed, not copied
     with placed(model.program, threads) as placement:
-        copy_seconds(
-            model, placement
-        )  # once unmeasured: a virtual machine's host has to find memory too, the first time
+        copy_seconds(model, placement)  # once unmeasured: the first time a virtual machine's host has to find memory
         memcpy = copy_seconds(model, placement)
         begin = time.perf_counter()
         batch = Batch(model.program, model.weights, placement, size=1, max_model_len=1, max_rows=1)
