@@ -78,7 +78,7 @@ def running_scheduler(stagger: int, num_steps: int = 1) -> Scheduler:
     [
         pytest.param(0, 1, id="nothing_changes"),
         pytest.param(1, 1, id="four_fill_a_block"),
-        pytest.param(1, MAX_STEPS, id="a_run_of_32_steps"),
+        pytest.param(1, MAX_STEPS, id="a_long_run"),
     ],
 )
 def test_decoding(benchmark: BenchmarkFixture, stagger: int, num_steps: int) -> None:

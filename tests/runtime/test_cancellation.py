@@ -66,7 +66,7 @@ def test_in_decode_of_many_steps(gated: Gated) -> None:
     gated.add("decodes", "abc", **LONG)
     gated.gate.wait_for_run()
     gated.gate.let_one()
-    gated.core.abort("decodes")  # a run of 32 steps is about to begin
+    gated.core.abort("decodes")  # a run of many steps is about to begin
     gated.gate.open()
     assert gated.wait("decodes") == Finished("decodes", ["abort"], 3, 1 + gated.gate.num_steps[1])
     gated.check_that_all_blocks_are_free()

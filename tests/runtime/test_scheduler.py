@@ -349,8 +349,8 @@ def test_what_a_target_needs_is_checked() -> None:
 
 
 def test_many_steps_are_taken_without_python_between_them() -> None:
-    scheduler, executor = make_scheduler()
-    sequence = make_sequence([1, 2, 3], 60, seed=1)
+    scheduler, executor = make_scheduler(max_model_len=3 * MAX_STEPS)
+    sequence = make_sequence([1, 2, 3], 2 * MAX_STEPS, seed=1)
     scheduler.add(sequence)
     steps = run_all(scheduler, executor)
     assert sequence.num_output_tokens > MAX_STEPS

@@ -104,7 +104,8 @@ def test_without_drafts_runs_are_as_long_as_they_are_without_speculation() -> No
             return []
 
     silent = SpeculativeConfig(4, lambda sequence: Silent())
-    _, steps = run(silent, [make_sequence(PROMPT, 100)], lambda rows: TURNAROUND_S / 10)
+    sequence = make_sequence(PROMPT, 2 * MAX_STEPS)
+    _, steps = run(silent, [sequence], lambda rows: TURNAROUND_S / 10, max_model_len=3 * MAX_STEPS)
     assert [step.max_steps for step in steps[:6]] == [1, 1, 1, 1, MAX_STEPS, MAX_STEPS]
     # Where a step takes long, drafts are looked for after every one.
     _, steps = run(silent, [make_sequence(PROMPT, 20)], lambda rows: 1e3 * TURNAROUND_S)

@@ -27,7 +27,7 @@ from .batch import Batch, placed
 from .output import PERCENTILES, machine, print_json, print_table, share
 
 Stream = Callable[[], list[float]]
-"""Decodes once; the seconds at which tokens came."""
+"""Decodes once; the seconds at which the first token's step ended, and then at which each further token came."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -108,9 +108,10 @@ WAYS = {"Executor.run": by_run, "LLM.stream": by_llm, "Client.stream": by_client
 
 
 def _arrivals(source: LLM | Client, args: argparse.Namespace) -> list[float]:
-    """When the tokens of a greedy completion come; its prompt is cached but for the first time."""
+    """Of a greedy completion; its prompt is cached but for the first time."""
     params = SamplingParams(temperature=0, max_tokens=args.tokens, ignore_eos=True)
-    return [time.perf_counter() for _ in source.stream(list(range(args.prompt_tokens)), params)]
+    stream = source.stream(list(range(args.prompt_tokens)), params)
+    return [next(stream).time_ns * 1e-9, *(time.monotonic() for _ in stream)]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

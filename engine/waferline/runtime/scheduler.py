@@ -41,7 +41,7 @@ from .speculation import Speculator
 from .step_builder import LatencyTarget, ScheduledStep, StepBuilder
 from .waiting_queue import WaitingQueue
 
-MAX_STEPS = 32
+MAX_STEPS = 128
 
 
 class Scheduler:

@@ -93,7 +93,7 @@ cdef extern from "ring.h":
         Entry *entries
         int64_t capacity, head, tail
         Gate published
-        int may_nap
+        int has_own_cpu
     int64_t ring_waiting(Ring *) nogil
     void ring_wait(Ring *, int64_t) nogil
 
@@ -343,7 +343,7 @@ cdef class Core:
         e.team = team_create(e.num_workers, NULL if cpus is None else <int *>address(cpu_array))
         if e.team == NULL:
             raise RuntimeError(f"threads: {e.num_workers}, but the system grants fewer")
-        e.ring.may_nap = team_leaves_cpu(e.team)
+        e.ring.has_own_cpu = team_leaves_cpu(e.team)
         self.is_open = True
 
     cdef void *keep(self, name, array):

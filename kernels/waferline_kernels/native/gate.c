@@ -9,7 +9,7 @@
 /* Waking a sleeper takes some 100 us on a virtual machine, a third of a small model's step, so a thread that has nothing to
  * do gives its CPU to whoever wants it, but sleeps only once the wait is long beside that. */
 static const int64_t YIELD_NS = 2000000, SECOND_NS = 1000000000;
-enum { NAP_NS = 10000, NAP_SLACK_NS = 1000 }; /* by default a nap may last 50 us longer than asked for */
+enum { NAP_SLACK_NS = 1000 }; /* by default a nap may last 50 us longer than asked for */
 
 int64_t gate_now_ns(void) {
     struct timespec t;
@@ -73,14 +73,14 @@ void gate_open(Gate *gate) {
     }
 }
 
-int gate_nap(Gate *gate, uint32_t seen, int64_t end_ns) {
+int gate_nap(Gate *gate, uint32_t seen, int64_t end_ns, int32_t nap_ns) {
 #ifdef __linux__
     prctl(PR_SET_TIMERSLACK, NAP_SLACK_NS);
 #endif
-    const struct timespec nap = {.tv_nsec = NAP_NS};
+    const struct timespec nap = {.tv_nsec = nap_ns};
     for (; gate_now_ns() < end_ns; nanosleep(&nap, NULL))
         if (atomic_load_explicit(&gate->generation, memory_order_acquire) != seen) return 1;
-    return 0;
+    return atomic_load_explicit(&gate->generation, memory_order_acquire) != seen;
 }
 
 void gate_wait(Gate *gate, uint32_t seen, int spins) {

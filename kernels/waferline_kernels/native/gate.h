@@ -20,9 +20,9 @@ void gate_destroy(Gate *gate);
 void gate_open(Gate *gate);
 /* Return once the generation differs from `seen`, after `spins` looks without giving the CPU away. */
 void gate_wait(Gate *gate, uint32_t seen, int spins);
-/* The same, in naps that whoever opens the gate does not have to end, until CLOCK_MONOTONIC says `end_ns`; whether the
- * generation moved. */
-int gate_nap(Gate *gate, uint32_t seen, int64_t end_ns);
+/* The same, in naps of `nap_ns` that whoever opens the gate does not have to end, until CLOCK_MONOTONIC says `end_ns`;
+ * whether the generation moved. */
+int gate_nap(Gate *gate, uint32_t seen, int64_t end_ns, int32_t nap_ns);
 /* The same, sleeping at once, for `nanoseconds` at most; whether the generation moved. */
 int gate_sleep(Gate *gate, uint32_t seen, int64_t nanoseconds);
 /* CLOCK_MONOTONIC. */
