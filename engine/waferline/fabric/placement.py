@@ -14,14 +14,14 @@ MAX_THREADS = 256
 
 # What a second worker must save to be worth its barriers. The figures only have to be right within a factor of two:
 # where the two sides are near, the choice hardly matters.
-NEAR_CACHE_BYTES_PER_SECOND = 100e9  # what one core's q8 matmul sweeps from its L2
+SWEPT_BYTES_PER_SECOND = 40e9  # of weights in one core's L2, attention and all between included: 26 to 62 measured
 BARRIER_SECONDS = 0.4e-6
 BARRIERS_PER_INSTRUCTION = 0.7
 
 
 def choose_threads(program: Program, available: int) -> int:
     """Workers for a program: 1 where the barriers of a step would cost more than sharing the sweep saves."""
-    saved = program.swept_bytes / NEAR_CACHE_BYTES_PER_SECOND / 2
+    saved = program.swept_bytes / SWEPT_BYTES_PER_SECOND / 2
     spent = len(program.instructions) * BARRIERS_PER_INSTRUCTION * BARRIER_SECONDS
     return available if available > 1 and saved > spent else 1
 
