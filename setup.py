@@ -53,7 +53,11 @@ def sources():
 
 class BuildNative(build_ext):
     def build_extensions(self):
-        """Each file with the flags of its level, and as many at once as there are CPUs: a level takes a minute."""
+        """Each file with the flags of its level, and as many at once as there are CPUs: a level takes half a minute.
+
+        Always all of them: flags follow the environment, and files' times do not tell of that.
+        """
+        self.force = True
         compile_one, link = self.compiler._compile, self.compiler.link_shared_object
         compiled = []
 

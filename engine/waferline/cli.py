@@ -32,7 +32,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except (RequestFailed, OSError, ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as error:
-        print(f"waferline: {error or 'out of memory'}", file=sys.stderr)
+        out_of_memory = isinstance(error, MemoryError) and not str(error)  # Python's own says nothing
+        print(f"waferline: {'out of memory' if out_of_memory else error}", file=sys.stderr)
         return 1
 
 

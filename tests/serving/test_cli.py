@@ -133,6 +133,14 @@ def test_what_cannot_be_done_is_said_without_a_traceback(run: Run, arguments: li
     assert "Traceback" not in done.errors
 
 
+def test_memory_that_is_not_there_is_said(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("waferline.model.load.pack_model", exhausted)
+    assert run("pack", "demo", "out") == Done(1, "", "waferline: out of memory\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

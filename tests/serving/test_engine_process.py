@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from running_server import FAKE_ENGINE
 
-from waferline.runtime.messages import GenerateRequest
+from waferline.runtime.messages import EngineOutput, GenerateRequest, RequestError
 from waferline.runtime.sampling_params import SamplingParams
 from waferline.serving.engine_link import MODULE_COMMAND, EngineConfig, private_directory
 from waferline.serving.engine_process import LONG_PROMPT, Entrance
@@ -47,7 +47,7 @@ def request(name: str, prompt: str | list[int]) -> GenerateRequest:
 
 def test_a_long_prompt_holds_up_neither_other_requests_nor_cancellations() -> None:
     engine = SlowTokenizer()
-    with closing(Entrance(engine)) as entrance:
+    with closing(Entrance(engine, lambda outputs: None)) as entrance:
         entrance.add(request("long", LONG))
         entrance.add(request("short", "Hi"))
         entrance.add(request("ids", [1, 2]))
@@ -56,6 +56,17 @@ def test_a_long_prompt_holds_up_neither_other_requests_nor_cancellations() -> No
         assert engine.asked == ["add short", "add ids", "abort short"]
         engine.go_on.set()
     assert engine.asked[3:] == ["add long", "abort long"]
+
+
+def test_a_long_prompt_that_is_not_taken_up_is_answered() -> None:
+    class Failing(SlowTokenizer):
+        def add(self, request: GenerateRequest) -> None:
+            raise MemoryError
+
+    outputs: list[EngineOutput] = []
+    with closing(Entrance(Failing(), outputs.extend)) as entrance:
+        entrance.add(request("long", LONG))
+    assert outputs == [RequestError("long", "internal", "the request could not be taken up: MemoryError()")]
 
 
 @pytest.mark.parametrize("command", [MODULE_COMMAND, FAKE_ENGINE], ids=["engine", "fake"])

@@ -75,7 +75,7 @@ def test_a_drain_waits_for_a_client_that_reads_slowly(
     monkeypatch.setattr("waferline.serving.server.LINGER_S", 0)
     server = start_server()
     client = connect(server, rcvhwm=10, rcvbuf=4096)
-    client.send(type="generate", id="a", prompt="bulky", params={"max_tokens": 3000})
+    client.send(type="generate", id="a", prompt="bulky", params={"max_tokens": 1200})
     client.receive_until("tokens")
     deadline = time.monotonic() + 20
     while server.server._streams or server.server._outbox:  # until all is in ZeroMQ's hands
@@ -85,8 +85,22 @@ def test_a_drain_waits_for_a_client_that_reads_slowly(
     time.sleep(0.3)
     *tokens, finished = client.receive_until("finished")
     assert finished["type"] == "finished"
-    assert len(tokens) == 2999
+    assert len(tokens) == 1199
     server.join()
+
+
+def test_stopping_does_not_wait_for_slow_readers(
+    start_server: Start, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("waferline.serving.server.LINGER_S", 0)
+    server = start_server(drain_timeout=600)
+    client = connect(server, rcvhwm=10, rcvbuf=4096)
+    client.send(type="generate", id="a", prompt="bulky", params={"max_tokens": 1200})
+    client.receive_until("tokens")
+    start_slow_stream(client, max_tokens=100_000)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        server.signal(signum)
+    server.join(10)
 
 
 def test_a_dead_engine_is_told_to_every_request_and_ends_the_server(start_server: Start, connect: Connect) -> None:

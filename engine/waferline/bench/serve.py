@@ -32,8 +32,10 @@ Stream = Callable[[], list[float]]
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
-    if args.tokens < 2:
-        raise ValueError(f"tokens: {args.tokens}, expected at least 2")
+    room = load_model(args.model, args.dtype).max_model_len - args.prompt_tokens - 1
+    if not 2 <= args.tokens <= room:
+        allowed = f"expected 2 to {room} after {args.prompt_tokens} prompt tokens"
+        raise ValueError(f"tokens: {args.tokens}, {allowed}")
     results = [row for threads in args.threads or (None,) for row in measure(args, threads)]
     if args.json:
         print_json({"bench": "serve", **machine(), "results": results})
@@ -73,7 +75,7 @@ def measure(args: argparse.Namespace, threads: int | None) -> list[dict[str, Any
 
 @contextmanager
 def by_run(args: argparse.Namespace, threads: int | None) -> Iterator[Stream]:
-    length = args.prompt_tokens + args.tokens + 2
+    length = args.prompt_tokens + args.tokens + 1
     model = load_model(args.model, args.dtype, length)
     kv_dtype = choose_kv_dtype("auto", model.dtype)
     with placed(model.program, threads) as placement:
@@ -83,7 +85,7 @@ def by_run(args: argparse.Namespace, threads: int | None) -> Iterator[Stream]:
 
             def decode() -> list[float]:
                 batch.rewind(args.prompt_tokens + 1)
-                return (batch.decode(args.tokens)[1] * 1e-9).tolist()
+                return (batch.decode(args.tokens - 1)[1] * 1e-9).tolist()  # the prompt's last row gave the first
 
             yield decode
         finally:

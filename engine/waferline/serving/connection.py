@@ -19,6 +19,7 @@ from .session import Inbox, Session
 
 HEARTBEAT_MS = 5_000
 HEARTBEAT_TIMEOUT_MS = 30_000
+READABLE = int(zmq.POLLIN)  # an enumeration's member takes a microsecond longer
 LINGER_MS = 100  # for a last cancel; where it is lost, the server notices that the client is gone
 
 
@@ -131,6 +132,8 @@ class Connection:
             try:
                 self._arrived.append(self.socket.recv(zmq.NOBLOCK))
             except BaseException:  # Ctrl-C: a frame may be lost, and nobody is to wait for it
+                for frame in self.session.cancel_all():
+                    self.socket.send(frame, zmq.NOBLOCK)
                 self.session.fail_all(INTERNAL, "interrupted while a message was received")
                 raise
 
@@ -145,4 +148,4 @@ class Connection:
 
 
 def _is_readable(socket: zmq.Socket[bytes]) -> bool:
-    return bool(int(socket.get(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(int(socket.get(zmq.EVENTS)) & READABLE)

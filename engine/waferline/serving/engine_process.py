@@ -12,12 +12,14 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 import zmq
 
-from ..runtime.messages import EngineOutput, GenerateRequest
+from ..runtime.errors import INTERNAL
+from ..runtime.messages import EngineOutput, GenerateRequest, RequestError
 from .engine_link import (
     Abort,
     Command,
@@ -78,8 +80,9 @@ def create_engine(config: EngineConfig, on_output: OnOutput) -> Engine:
 class Entrance:
     """Hands ``engine`` its requests in turn, but for those with long prompts: tokenising them holds nobody else up."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, on_output: OnOutput) -> None:
         self._engine = engine
+        self._on_output = on_output
         self._tokenizing = ThreadPoolExecutor(1, "waferline-tokenize")
         self._entering: dict[str, Future[None]] = {}
 
@@ -87,7 +90,7 @@ class Entrance:
         if not isinstance(request.prompt, str) or len(request.prompt) < LONG_PROMPT:
             return self._engine.add(request)
         entering = self._entering[request.request_id] = self._tokenizing.submit(self._engine.add, request)
-        entering.add_done_callback(lambda _: self._entering.pop(request.request_id))
+        entering.add_done_callback(partial(self._entered, request.request_id))
 
     def abort(self, request_id: str) -> None:
         entering = self._entering.get(request_id)
@@ -95,6 +98,12 @@ class Entrance:
             self._engine.abort(request_id)
         else:
             entering.add_done_callback(lambda _: self._engine.abort(request_id))
+
+    def _entered(self, request_id: str, entering: Future[None]) -> None:
+        del self._entering[request_id]
+        error = None if entering.cancelled() else entering.exception()
+        if error is not None:  # which nobody else would see
+            self._on_output([RequestError(request_id, INTERNAL, f"the request could not be taken up: {error!r}")])
 
     def close(self) -> None:
         self._tokenizing.shutdown(cancel_futures=True)
@@ -155,7 +164,7 @@ def run(
         return 1
     try:
         reporter.send(Ready(msgspec.to_builtins(engine.stats())))
-        with closing(Entrance(engine)) as entrance:
+        with closing(Entrance(engine, reporter.send_outputs)) as entrance:
             serve(commands, reporter, poller, engine, entrance)
     finally:
         engine.close()

@@ -80,7 +80,7 @@ class Server:
         start_engine: Callable[[zmq.Context[zmq.Socket[bytes]], EngineConfig], EngineProcess] = EngineProcess,
     ) -> None:
         if not 0 <= drain_timeout < math.inf:
-            raise ValueError(f"drain_timeout: {drain_timeout}, expected a number of seconds of at least 0")
+            raise ValueError(f"drain_timeout: {drain_timeout}, expected a finite number of seconds of at least 0")
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         try:
             self._router = bound_router(self._context, bind)
@@ -131,7 +131,7 @@ class Server:
             self._loop()
             code, message = SHUTTING_DOWN, "the server is shutting down"
         except EngineError as error:
-            code, message = ENGINE_DEAD, str(error)
+            code, message, self._drain_deadline = ENGINE_DEAD, str(error), None
             raise
         finally:
             self._fail_all(code, message)
@@ -266,7 +266,7 @@ class Server:
             if signum == signal.SIGTERM and self._drain_deadline is None:
                 self._drain_deadline = time.monotonic() + self._drain_timeout
             elif signum in (signal.SIGTERM, signal.SIGINT):
-                self._stopping = True
+                self._stopping, self._drain_deadline = True, None
 
     # To clients
 

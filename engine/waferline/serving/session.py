@@ -114,6 +114,10 @@ class Session:
         """The frame to send, or None where the request is not in flight any more."""
         return wire.encode(wire.Cancel(request_id)) if request_id in self._requests else None
 
+    def cancel_all(self) -> list[bytes]:
+        """The frames to send for all that are in flight."""
+        return [wire.encode(wire.Cancel(request_id)) for request_id in self._requests]
+
     def ping(self, inbox: Inbox[wire.Pong]) -> bytes:
         nonce = next(self._numbers)
         self._pings[nonce] = inbox

@@ -5,8 +5,7 @@ cimport cython
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
-
-import os
+from posix.unistd cimport getpid
 
 import numpy as np
 
@@ -299,7 +298,7 @@ cdef class Core:
         the same of each worker after (x float32); ``kv_tile``: bytes of a KV tile in ``kv_format``."""
         cdef Executor *e = <Executor *>self.keep("executor", aligned_zeros(sizeof(Executor), np.uint8))
         cdef int w
-        self.e, self.process = e, os.getpid()
+        self.e, self.process = e, getpid()
         e.kernels = kernels_of(level)
         (e.dims.hidden, e.dims.layers, e.dims.heads, e.dims.kv_heads, e.dims.head_dim, e.dims.ffn, e.dims.vocab) = dims
         e.kv_format, e.kv_tile = kv_format, kv_tile
@@ -458,7 +457,7 @@ cdef class Core:
         cdef Executor *e = self.e
         if self.is_open:
             self.is_open = False
-            if os.getpid() == self.process:  # a forked child has no workers to wait for, and would
+            if getpid() == self.process:  # a forked child has no workers to wait for, and would
                 with nogil:
                     team_destroy(e.team)
                     gate_destroy(&e.ring.published)
