@@ -146,6 +146,12 @@ executor.run(program, np.array([(0, 0, 1, 1)], SPAN), 1)
 time.sleep(0.1)  # until the other worker sleeps
 child = os.fork()
 if child == 0:
+    if executor.name == "native":
+        try:
+            executor.run(program, np.array([(0, 1, 1, 1)], SPAN), 1)
+            sys.exit(1)
+        except RuntimeError as error:
+            assert "after a fork, make another one" in str(error)
     executor.close()
     del executor
     sys.exit(3)

@@ -391,6 +391,8 @@ cdef class Core:
     cdef int check_open(self) except -1:
         if not self.is_open:
             raise RuntimeError("the executor is closed")
+        if getpid() != self.process:
+            raise RuntimeError(f"the executor is process {self.process}'s: after a fork, make another one")
         return 0
 
     def load_table(self, int tensor, padded):
