@@ -277,12 +277,12 @@ def test_ids_that_are_made_up_are_new() -> None:
     async def run() -> None:
         async with AsyncLLM(TINY_MODEL) as llm:
             streams = [llm.stream("abc", LONG, request_id=f"request-{i}") for i in range(4)]
-            for stream in streams:
-                await anext(stream)
-            await llm.generate(["abc"] * 3, SamplingParams(max_tokens=2))
-            await anext(llm.stream("abc", LONG))
-            for stream in streams:
-                await anext(stream)
+            given = [(await anext(stream)).request_id for stream in streams]
+            outputs = await llm.generate(["abc"] * 3, SamplingParams(max_tokens=2))
+            made_up = [output.request_id for output in outputs] + [(await anext(llm.stream("abc", LONG))).request_id]
+            assert given == [f"request-{i}" for i in range(4)]
+            assert len({*given, *made_up}) == 8
+            assert [(await anext(stream)).request_id for stream in streams] == given
 
     asyncio.run(run())
 
