@@ -37,7 +37,7 @@ Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
         .one_row = FETCH_L1, .rows = FETCH_L1, .read = FETCH_L1,
         .one_ahead = NEAR_BYTES, .rows_ahead = NEAR_BYTES, .read_ahead = NEAR_BYTES,
         .long_strip = INT32_MAX,
-        .in_pairs = is_in_l2,
+        .paired_strip = is_in_l2 ? 0 : INT32_MAX,
     };
     if (is_in_l2) {
         if (is_zen_5) fetch.rows = FETCH_NONE;
@@ -53,9 +53,14 @@ Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
         fetch.one_ahead = is_in_l3 ? 2 << 10 : 6 << 10;
         fetch.read_ahead = is_in_l3 ? 4 << 10 : 6 << 10;
         if (!is_in_l3) fetch.long_strip = 16 << 10;
-    } else {
+    } else if (has_avx512()) { /* Zen 4, which shares its family with Zen 3 */
         fetch.one_row = is_in_l3 ? FETCH_NONE : FETCH_L2;
-        fetch.read = is_in_l3 || !has_avx512() ? FETCH_NONE : FETCH_L1_L2; /* Zen 4 shares its family with Zen 3 */
+        fetch.read = is_in_l3 ? FETCH_NONE : FETCH_L1_L2;
+    } else {
+        fetch.one_ahead = is_in_l3 ? 4 << 10 : 1 << 10;
+        fetch.paired_strip = 32 << 10;
+        if (!is_in_l3) fetch.read = FETCH_NONE;
+        fetch.read_ahead = 4 << 10;
     }
     return fetch;
 }

@@ -44,7 +44,7 @@ INLINE void one_row(const Matmul *m, const int format) {
     const int is_long = format != FORMAT_Q4 && m->strip_bytes >= m->fetch.long_strip;
     const int fetch = is_long ? FETCH_NONE : m->fetch.one_row;
     int s = 0;
-    if (LANES >= 8 && format != FORMAT_Q4 && m->fetch.in_pairs)
+    if (LANES >= 8 && format != FORMAT_Q4 && m->strip_bytes >= m->fetch.paired_strip)
         for (; s + 2 <= m->count; s += 2) finish_two_strips(m, s, 0, 1, format, FETCH_NONE, 0);
     if (fetch == FETCH_NONE)
         one_by_one(m, s, format, FETCH_NONE);
