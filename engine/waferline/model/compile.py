@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from waferline_kernels.program import NO_TENSOR, Buffer, Epilogue, Op, Program, ProgramBuilder, TensorSpec
 
 from .dtypes import Dtype
 from .spec import ModelConfig
+
+ROPE = "rope"  # the table of angles
 
 
 def compile_program(config: ModelConfig, dtype: Dtype, max_model_len: int) -> Program:
@@ -39,7 +41,7 @@ def program_tensors(config: ModelConfig, dtype: Dtype, max_model_len: int) -> It
 
     if not config.tied:
         yield matrix("embed", config.vocab, hidden)
-    yield table("rope", config.head_dim, max_model_len)
+    yield table(ROPE, config.head_dim, max_model_len)
     for layer in range(config.layers):
         at = f"layers.{layer}."
         yield table(at + "input_norm", hidden)
@@ -55,6 +57,11 @@ def program_tensors(config: ModelConfig, dtype: Dtype, max_model_len: int) -> It
         yield matrix(at + "down", hidden, ffn)
     yield table("norm", hidden)
     yield matrix("logits", config.vocab, hidden)
+
+
+def stored_tensors(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Those that a model's files hold: all but the table of angles, which is computed."""
+    return [spec for spec in tensors if spec.name != ROPE]
 
 
 class _Compiler:
@@ -89,7 +96,7 @@ class _Compiler:
         for role, columns in self._attention_inputs.items():
             self._matmul(at + role, Buffer.ACT, Buffer.QKV, dst_column=column)
             column += columns
-        emit(Op.ROTARY, Buffer.QKV, Buffer.QKV, weight=self._ids["rope"], layer=layer, k=dims.qkv, n=dims.qkv)
+        emit(Op.ROTARY, Buffer.QKV, Buffer.QKV, weight=self._ids[ROPE], layer=layer, k=dims.qkv, n=dims.qkv)
         emit(Op.ATTEND, Buffer.QKV, Buffer.CTX, layer=layer, k=dims.qkv, n=context)
         self._matmul(at + "o", self._quantized(Buffer.CTX, at + "o"), Buffer.X, Epilogue.ADD)
 

@@ -17,12 +17,12 @@ from waferline_kernels.tiles import Q4
 from ..demo import MODEL_DIR
 from .calibration import TEXT_TOKENS, calibrated_strips
 from .checkpoint import Checkpoint, read_side_files
-from .compile import compile_program
+from .compile import ROPE, compile_program
 from .dtypes import DTYPES
 from .errors import ModelError
 from .fields import Fields
 from .packed import NOT_CALIBRATED, PackedFile, check_out, write_packed
-from .packing import check_checkpoint, checkpoint_weights, rope_table, tensor_packers
+from .packing import check_checkpoint, checkpoint_weights, rope_maker, tensor_packers
 from .spec import ModelConfig, parse_config
 from .tensor_file import LazyWeights
 from .tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
@@ -52,13 +52,13 @@ class Model:
         """The same for sequences of at most ``max_model_len`` tokens: its table of angles is no longer than that."""
         if max_model_len >= self.max_model_len:
             return self
-        tensors = [replace(spec, n=max_model_len) if spec.name == "rope" else spec for spec in self.program.tensors]
-        rope = tensors[self.program.tensor_id("rope")]
+        tensors = [replace(spec, n=max_model_len) if spec.name == ROPE else spec for spec in self.program.tensors]
+        program = replace(self.program, tensors=tuple(tensors))
         makers = {name: partial(self.weights.__getitem__, name) for name in self.weights}
         return replace(
             self,
-            program=replace(self.program, tensors=tuple(tensors)),
-            weights=LazyWeights(makers | {"rope": partial(rope_table, self.config, rope)}),
+            program=program,
+            weights=LazyWeights({**makers, ROPE: rope_maker(self.config, program)}),
             max_model_len=max_model_len,
         )
 

@@ -42,11 +42,11 @@ from .checkpoint import (
     file_sha256,
     read_side_files,
 )
-from .compile import compile_program, program_tensors
+from .compile import ROPE, compile_program, program_tensors, stored_tensors
 from .dtypes import DTYPES, Dtype
 from .errors import ModelError
 from .fields import Fields
-from .packing import check_checkpoint, rope_table, tensor_packers
+from .packing import check_checkpoint, rope_maker, tensor_packers
 from .parallel import run_jobs
 from .progress import ProgressBar
 from .spec import ModelConfig, parse_config
@@ -101,7 +101,7 @@ def write_packed(
         digests[name] = file_sha256(folder / name)
 
     bar = ProgressBar("packing", sum(packer.spec.nbytes for name, packer in packers.items() if name not in calibrated))
-    infos = {spec.name: _tensor_info(spec) for spec in _stored_tensors(program)}
+    infos = {spec.name: _tensor_info(spec) for spec in _in_file_order(program)}
     blocks = {
         name: [array_block(calibrated[name])] if name in calibrated else packers[name].blocks(bar) for name in infos
     }
@@ -151,9 +151,7 @@ class PackedFile:
         """Raise ModelError unless the file has the tensors that ``config`` says, and no others. To be called before a
         program is compiled: see ``check_checkpoint``."""
         names = set(self.files)
-        for spec in program_tensors(config, DTYPES[self.dtype], max_model_len=1):
-            if spec.name == "rope":
-                continue
+        for spec in stored_tensors(program_tensors(config, DTYPES[self.dtype], max_model_len=1)):
             names.add(spec.name)
             found, expected = self._file.tensors.get(spec.name, "missing"), _tensor_info(spec)
             if found != expected:
@@ -163,19 +161,13 @@ class PackedFile:
 
     def weights(self, config: ModelConfig, program: Program) -> LazyWeights:
         """Views of the tensors of ``program``, which have been checked."""
-        return LazyWeights(
-            {
-                spec.name: partial(rope_table, config, spec)
-                if spec.name == "rope"
-                else partial(self._file.view, spec.name)
-                for spec in program.tensors
-            }
-        )
+        stored = {spec.name: partial(self._file.view, spec.name) for spec in stored_tensors(program.tensors)}
+        return LazyWeights({**stored, ROPE: rope_maker(config, program)})
 
 
-def _stored_tensors(program: Program) -> list[TensorSpec]:
+def _in_file_order(program: Program) -> list[TensorSpec]:
     """What a packed file holds of ``program``: matrices, whose sizes are multiples of 64 bytes, before tables."""
-    return sorted((spec for spec in program.tensors if spec.name != "rope"), key=lambda spec: spec.is_table)
+    return sorted(stored_tensors(program.tensors), key=lambda spec: spec.is_table)
 
 
 def _tensor_info(spec: TensorSpec) -> TensorInfo:

@@ -14,7 +14,7 @@ from waferline_kernels.program import Program, TensorSpec
 from waferline_kernels.tiles import TILE_N, interleave_strips, num_strips
 
 from .checkpoint import Checkpoint
-from .compile import program_tensors
+from .compile import ROPE, program_tensors, stored_tensors
 from .dtypes import Dtype
 from .errors import ModelError
 from .parallel import run_jobs
@@ -30,7 +30,7 @@ VALUES_AT_ONCE = 1 << 17  # float32 temporaries of 512 KiB stay in a core's cach
 def check_checkpoint(checkpoint: Checkpoint, config: ModelConfig, dtype: Dtype) -> None:
     """Raise ModelError unless ``checkpoint`` has the tensors that ``config`` says, and no others. To be called before a
     program is compiled: until then a config's sizes are nothing but its word, and may be absurd."""
-    tensors = (spec for spec in program_tensors(config, dtype, max_model_len=1) if spec.name != "rope")
+    tensors = stored_tensors(program_tensors(config, dtype, max_model_len=1))
     checkpoint.check((part for spec in tensors for part in config.checkpoint_parts(spec).items()), config.tied)
 
 
@@ -42,18 +42,14 @@ def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, program: Pro
     """
     packers = tensor_packers(checkpoint, config, program)
     bar = ProgressBar("packing", sum(packer.spec.nbytes for packer in packers.values()))
-    return LazyWeights(
-        {
-            spec.name: partial(packers[spec.name].array, bar)
-            if spec.name in packers
-            else partial(rope_table, config, spec)
-            for spec in program.tensors
-        }
-    )
+    stored = {name: partial(packer.array, bar) for name, packer in packers.items()}
+    return LazyWeights({**stored, ROPE: rope_maker(config, program)})
 
 
-def rope_table(config: ModelConfig, spec: TensorSpec) -> NDArray[np.float32]:
-    return rotary_table(spec.k, config.rope_theta, config.rope_scaling, max_model_len=spec.n)
+def rope_maker(config: ModelConfig, program: Program) -> Callable[[], NDArray[np.float32]]:
+    """What makes the table of angles of ``program``: float32 [max_model_len, head_dim]."""
+    spec = program.tensors[program.tensor_id(ROPE)]
+    return partial(rotary_table, spec.k, config.rope_theta, config.rope_scaling, max_model_len=spec.n)
 
 
 def tensor_packers(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> dict[str, TensorPacker]:
@@ -61,8 +57,7 @@ def tensor_packers(checkpoint: Checkpoint, config: ModelConfig, program: Program
     rescaling = Rescaling(checkpoint, config, program)
     return {
         spec.name: TensorPacker(checkpoint, spec, tuple(config.checkpoint_parts(spec)), rescaling)
-        for spec in program.tensors
-        if spec.name != "rope"
+        for spec in stored_tensors(program.tensors)
     }
 
 
