@@ -21,7 +21,7 @@ from .runtime.engine_core import EngineCore
 from .runtime.errors import DUPLICATE_ID, RequestFailed
 from .runtime.messages import Delta, EngineOutput, Finished, GenerateRequest, RequestError
 from .runtime.outputs import RequestCollector, RequestOutput, result_of_prompt
-from .runtime.prompts import Prompt, Prompts, pair_prompts
+from .runtime.prompts import Prompt, Prompts, is_slow_to_tokenize, pair_prompts
 from .runtime.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ class _EmbeddedEngine:
         Raises ModelError, ValueError or TypeError, naming what is wrong.
         """
         self._sinks: dict[str, Sink] = {}
-        self._named: dict[str, str] = {}  # AsyncLLM's streams: the caller's id -> the engine's
+        self._named: dict[
+            str, str | None
+        ] = {}  # AsyncLLM's streams: the caller's id -> the engine's, None once aborted
         self._core = EngineCore(
             load_model(model, dtype, max_model_len),
             threads=threads,
@@ -128,19 +130,20 @@ class _EmbeddedEngine:
 
     def _submit_all(
         self,
-        prompts: Prompts,
-        sampling_params: SamplingParams | list[SamplingParams] | None,
+        collectors: list[RequestCollector],
+        pairs: list[tuple[Prompt, SamplingParams]],
         options: RequestOptions,
         on_done: Callable[[int], None],
-        collectors: list[RequestCollector],
     ) -> None:
-        """Submit each prompt, with its collector added to ``collectors`` first, so that whatever interrupts this can
-        withdraw them. ``on_done`` is told, from the engine's threads, the index of each that has ended."""
-        for index, (prompt, params) in enumerate(pair_prompts(prompts, sampling_params)):
-            collector = RequestCollector(self._new_id(), prompt, params)
-            collectors.append(collector)
+        """Submit a prompt with its parameters for each of ``collectors``; ``on_done`` is told, from the engine's threads,
+        the index of each that has ended."""
+        for index, (collector, (prompt, params)) in enumerate(zip(collectors, pairs, strict=True)):
             sink = partial(_collect, collector, partial(on_done, index))
             self._submit(collector.request_id, prompt, params, options, sink)
+
+    def _withdraw_all(self, collectors: list[RequestCollector]) -> None:
+        for collector in collectors:
+            self._withdraw(collector.request_id)
 
 
 class LLM(_EmbeddedEngine):
@@ -164,17 +167,17 @@ class LLM(_EmbeddedEngine):
         as they are by Ctrl-C.
         """
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
-        collectors: list[RequestCollector] = []
+        pairs = pair_prompts(prompts, sampling_params)
+        collectors = [RequestCollector(self._new_id(), *pair) for pair in pairs]
         try:
-            self._submit_all(prompts, sampling_params, options, done.put, collectors)
+            self._submit_all(collectors, pairs, options, done.put)
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = done.get()
                 outputs[index] = result_of_prompt(collectors[index], index)
             return [outputs[index] for index in range(len(collectors))]
         finally:
-            for collector in collectors:
-                self._withdraw(collector.request_id)
+            self._withdraw_all(collectors)
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, **options: Unpack[RequestOptions]
@@ -223,17 +226,18 @@ class AsyncLLM(_EmbeddedEngine):
     ) -> list[RequestOutput]:
         """As ``LLM.generate``; cancelling the task aborts the requests."""
         loop, done = asyncio.get_running_loop(), asyncio.Queue[int]()
-        collectors: list[RequestCollector] = []
+        pairs = pair_prompts(prompts, sampling_params)
+        collectors = [RequestCollector(self._new_id(), *pair) for pair in pairs]
         try:
-            self._submit_all(prompts, sampling_params, options, partial(_post, loop, done), collectors)
+            tokenized = [(await self._tokenized(prompt), params) for prompt, params in pairs]
+            self._submit_all(collectors, tokenized, options, partial(_post, loop, done))
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = await done.get()
                 outputs[index] = result_of_prompt(collectors[index], index)
             return [outputs[index] for index in range(len(collectors))]
         finally:
-            for collector in collectors:
-                self._withdraw(collector.request_id)
+            self._withdraw_all(collectors)
 
     async def stream(
         self,
@@ -251,6 +255,9 @@ class AsyncLLM(_EmbeddedEngine):
         loop, handed_over = asyncio.get_running_loop(), asyncio.Queue[list[EngineOutput]]()
         self._named[request_id] = engine_id
         try:
+            prompt = await self._tokenized(prompt)
+            if self._named[request_id] is None:
+                return
             self._submit(engine_id, prompt, params, options, partial(_post, loop, handed_over))
             while True:
                 for message in await handed_over.get():
@@ -263,10 +270,22 @@ class AsyncLLM(_EmbeddedEngine):
             del self._named[request_id]
             self._withdraw(engine_id)
 
+    async def _tokenized(self, prompt: Prompt) -> Prompt:
+        """A long prompt's token ids, made on another thread: the event loop goes on. What has none is left as it is, for
+        its request to fail by it."""
+        if not isinstance(prompt, str) or not is_slow_to_tokenize(prompt):
+            return prompt
+        try:
+            return await asyncio.to_thread(self.tokenizer.encode, prompt) or prompt
+        except ValueError:
+            return prompt
+
     async def abort(self, request_id: str) -> None:
         """End a stream now: it has no further deltas. Nothing happens where there is none of that id."""
-        if request_id in self._named:
-            self._core.abort(self._named[request_id])
+        engine_id = self._named.get(request_id)
+        if engine_id is not None:
+            self._named[request_id] = None
+            self._core.abort(engine_id)
 
     async def __aenter__(self) -> AsyncLLM:
         return self

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from recorder import TINY_MODEL, hold_long_runs
 from waferline import LLM, AsyncLLM, RequestFailed, SamplingParams
 from waferline.runtime.engine_core import SWITCH_INTERVAL_S
 from waferline.runtime.messages import Delta
+from waferline.runtime.prompts import LONG_PROMPT
 
 REPOSITORY = Path(__file__).parents[2]
 LONG = SamplingParams(max_tokens=None, ignore_eos=True, seed=1)
@@ -300,6 +301,37 @@ def test_async_failures_and_cancellation() -> None:
             with pytest.raises(asyncio.CancelledError):
                 await task
             assert becomes_idle(llm)
+
+    asyncio.run(run())
+
+
+def test_streams_go_on_while_a_long_prompt_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL) as llm:
+            may_go_on, encode = threading.Event(), llm.tokenizer.encode
+
+            def slow_encode(text: str) -> list[int]:
+                assert len(text) < LONG_PROMPT or may_go_on.wait(10)
+                return encode(text)[:5]
+
+            monkeypatch.setattr(llm.tokenizer, "encode", slow_encode)
+            prompt, few = "a" * LONG_PROMPT, SamplingParams(max_tokens=3, ignore_eos=True)
+            long = asyncio.create_task(llm.generate(["abc", prompt], few))
+            aborted = asyncio.create_task(collect(llm.stream(prompt, few, "mine")))
+            cancelled = asyncio.create_task(llm.generate(prompt, LONG))
+            assert len(await collect(llm.stream("abc", few))) == 3
+            await llm.abort("mine")
+            cancelled.cancel()
+            may_go_on.set()
+            assert [(output.prompt, len(output.outputs[0].token_ids)) for output in await long] == [
+                ("abc", 3),
+                (prompt, 3),
+            ]
+            assert await aborted == []
+            assert becomes_idle(llm)
+
+    async def collect(deltas: AsyncIterator[Delta]) -> list[Delta]:
+        return [delta async for delta in deltas]
 
     asyncio.run(run())
 

@@ -13,9 +13,10 @@ import pytest
 from running_server import FAKE_ENGINE
 
 from waferline.runtime.messages import EngineOutput, GenerateRequest, RequestError
+from waferline.runtime.prompts import LONG_PROMPT
 from waferline.runtime.sampling_params import SamplingParams
 from waferline.serving.engine_link import MODULE_COMMAND, EngineConfig, private_directory
-from waferline.serving.engine_process import LONG_PROMPT, Entrance
+from waferline.serving.engine_process import Entrance
 from waferline.serving.server import Server
 
 LONG = "x" * LONG_PROMPT

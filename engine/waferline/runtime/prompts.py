@@ -9,6 +9,13 @@ from .sampling_params import SamplingParams
 Prompt = str | list[int]
 Prompts = Prompt | list[str] | list[list[int]] | list[Prompt]
 
+LONG_PROMPT = 1 << 14  # characters
+
+
+def is_slow_to_tokenize(prompt: Prompt) -> bool:
+    """Whether ``prompt`` takes a tokenizer some milliseconds, for which nobody else should wait."""
+    return isinstance(prompt, str) and len(prompt) >= LONG_PROMPT
+
 
 def pair_prompts(
     prompts: Prompts, sampling_params: SamplingParams | list[SamplingParams] | None

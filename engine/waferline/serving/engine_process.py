@@ -20,6 +20,7 @@ import zmq
 
 from ..runtime.errors import INTERNAL
 from ..runtime.messages import EngineOutput, GenerateRequest, RequestError
+from ..runtime.prompts import is_slow_to_tokenize
 from .engine_link import (
     Abort,
     Command,
@@ -37,7 +38,6 @@ from .engine_link import (
 
 OnOutput = Callable[[list[EngineOutput]], None]
 FLUSH_MS = 1000  # for the last reports, when the process ends
-LONG_PROMPT = 1 << 14  # characters, which take a tokenizer some milliseconds
 LIMITS = (
     "threads",
     "max_num_seqs",
@@ -87,7 +87,7 @@ class Entrance:
         self._entering: dict[str, Future[None]] = {}
 
     def add(self, request: GenerateRequest) -> None:
-        if not isinstance(request.prompt, str) or len(request.prompt) < LONG_PROMPT:
+        if not is_slow_to_tokenize(request.prompt):
             return self._engine.add(request)
         entering = self._entering[request.request_id] = self._tokenizing.submit(self._engine.add, request)
         entering.add_done_callback(partial(self._entered, request.request_id))
