@@ -59,9 +59,10 @@ def program_tensors(config: ModelConfig, dtype: Dtype, max_model_len: int) -> It
     yield matrix("logits", config.vocab, hidden)
 
 
-def stored_tensors(tensors: Iterable[TensorSpec]) -> list[TensorSpec]:
-    """Those that a model's files hold: all but the table of angles, which is computed."""
-    return [spec for spec in tensors if spec.name != ROPE]
+def stored_tensors(tensors: Iterable[TensorSpec]) -> Iterator[TensorSpec]:
+    """Those that a model's files hold: all but the table of angles, which is computed. One by one, as
+    ``program_tensors`` has them: an unchecked config may have any number of layers."""
+    return (spec for spec in tensors if spec.name != ROPE)
 
 
 class _Compiler:

@@ -22,9 +22,8 @@ from .dtypes import DTYPES
 from .errors import ModelError
 from .fields import Fields
 from .packed import NOT_CALIBRATED, PackedFile, check_out, write_packed
-from .packing import check_checkpoint, checkpoint_weights, rope_maker, tensor_packers
+from .packing import check_checkpoint, checkpoint_weights, program_weights, tensor_packers
 from .spec import ModelConfig, parse_config
-from .tensor_file import LazyWeights
 from .tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 
 DEMO = "demo"
@@ -54,11 +53,11 @@ class Model:
             return self
         tensors = [replace(spec, n=max_model_len) if spec.name == ROPE else spec for spec in self.program.tensors]
         program = replace(self.program, tensors=tuple(tensors))
-        makers = {name: partial(self.weights.__getitem__, name) for name in self.weights}
+        stored = {name: partial(self.weights.__getitem__, name) for name in self.weights}
         return replace(
             self,
             program=program,
-            weights=LazyWeights({**makers, ROPE: rope_maker(self.config, program)}),
+            weights=program_weights(self.config, program, stored),
             max_model_len=max_model_len,
         )
 

@@ -42,11 +42,11 @@ from .checkpoint import (
     file_sha256,
     read_side_files,
 )
-from .compile import ROPE, compile_program, program_tensors, stored_tensors
+from .compile import compile_program, program_tensors, stored_tensors
 from .dtypes import DTYPES, Dtype
 from .errors import ModelError
 from .fields import Fields
-from .packing import check_checkpoint, rope_maker, tensor_packers
+from .packing import check_checkpoint, program_weights, tensor_packers
 from .parallel import run_jobs
 from .progress import ProgressBar
 from .spec import ModelConfig, parse_config
@@ -162,7 +162,7 @@ class PackedFile:
     def weights(self, config: ModelConfig, program: Program) -> LazyWeights:
         """Views of the tensors of ``program``, which have been checked."""
         stored = {spec.name: partial(self._file.view, spec.name) for spec in stored_tensors(program.tensors)}
-        return LazyWeights({**stored, ROPE: rope_maker(config, program)})
+        return program_weights(config, program, stored)
 
 
 def _in_file_order(program: Program) -> list[TensorSpec]:

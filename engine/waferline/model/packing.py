@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,14 +42,16 @@ def checkpoint_weights(checkpoint: Checkpoint, config: ModelConfig, program: Pro
     """
     packers = tensor_packers(checkpoint, config, program)
     bar = ProgressBar("packing", sum(packer.spec.nbytes for packer in packers.values()))
-    stored = {name: partial(packer.array, bar) for name, packer in packers.items()}
-    return LazyWeights({**stored, ROPE: rope_maker(config, program)})
+    return program_weights(config, program, {name: partial(packer.array, bar) for name, packer in packers.items()})
 
 
-def rope_maker(config: ModelConfig, program: Program) -> Callable[[], NDArray[np.float32]]:
-    """What makes the table of angles of ``program``: float32 [max_model_len, head_dim]."""
-    spec = program.tensors[program.tensor_id(ROPE)]
-    return partial(rotary_table, spec.k, config.rope_theta, config.rope_scaling, max_model_len=spec.n)
+def program_weights(
+    config: ModelConfig, program: Program, stored: Mapping[str, Callable[[], NDArray[Any]]]
+) -> LazyWeights:
+    """The weights of ``program``, in its order: those that ``stored`` makes, and the table of angles."""
+    rope = program.tensors[program.tensor_id(ROPE)]
+    table = partial(rotary_table, rope.k, config.rope_theta, config.rope_scaling, max_model_len=rope.n)
+    return LazyWeights({spec.name: table if spec is rope else stored[spec.name] for spec in program.tensors})
 
 
 def tensor_packers(checkpoint: Checkpoint, config: ModelConfig, program: Program) -> dict[str, TensorPacker]:
