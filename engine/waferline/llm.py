@@ -75,9 +75,8 @@ class _EmbeddedEngine:
         Raises ModelError, ValueError or TypeError, naming what is wrong.
         """
         self._sinks: dict[str, Sink] = {}
-        self._named: dict[
-            str, str | None
-        ] = {}  # AsyncLLM's streams: the caller's id -> the engine's, None once aborted
+        # AsyncLLM's streams: the caller's id -> the engine's, None once aborted.
+        self._named: dict[str, str | None] = {}
         self._core = EngineCore(
             load_model(model, dtype, max_model_len),
             threads=threads,
@@ -273,7 +272,7 @@ class AsyncLLM(_EmbeddedEngine):
     async def _tokenized(self, prompt: Prompt) -> Prompt:
         """A long prompt's token ids, made on another thread: the event loop goes on. What has none is left as it is, for
         its request to fail by it."""
-        if not isinstance(prompt, str) or not is_slow_to_tokenize(prompt):
+        if not is_slow_to_tokenize(prompt):
             return prompt
         try:
             return await asyncio.to_thread(self.tokenizer.encode, prompt) or prompt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from .sampling_params import SamplingParams
 
@@ -12,7 +12,7 @@ Prompts = Prompt | list[str] | list[list[int]] | list[Prompt]
 LONG_PROMPT = 1 << 14  # characters
 
 
-def is_slow_to_tokenize(prompt: Prompt) -> bool:
+def is_slow_to_tokenize(prompt: Prompt) -> TypeGuard[str]:
     """Whether ``prompt`` takes a tokenizer some milliseconds, for which nobody else should wait."""
     return isinstance(prompt, str) and len(prompt) >= LONG_PROMPT
 
