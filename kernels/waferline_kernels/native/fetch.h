@@ -18,7 +18,7 @@ typedef struct {
                                   * that have them and FETCH_L2 on others), of a plain read: a limit is the most to be had */
     int32_t one_ahead, rows_ahead, read_ahead; /* bytes */
     int32_t long_strip; /* a single row leaves strips of so many bytes and more to the processor, but for q4's */
-    int32_t paired_strip; /* a single row takes strips of so many bytes and more two at a time, but for q4's, asking for none */
+    int32_t paired_strip; /* strips of so many bytes and more it takes two at a time, asking for none, but for q4's */
 } Fetch;
 
 /* For a worker that sweeps `bytes`, of `total_bytes` that all workers sweep. */
