@@ -11,9 +11,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from waferline.bench.batch import placed
 from waferline.bench.kernels import CONTEXT, probe_batch, step_seconds
-from waferline.bench.probes import timed_attention, timed_matmul, timed_rows
+from waferline.bench.probes import columns_of, timed_attention, timed_matmul, timed_rows
 from waferline_kernels.kernel_table import Kernel, kernel_table
-from waferline_kernels.tiles import TILE_N
 
 THREADS = 1
 K, FOOTPRINT = 2048, 1 << 20  # in the L2 of one core
@@ -25,7 +24,8 @@ def test_kernel(benchmark: BenchmarkFixture, kernel: Kernel) -> None:
     if kernel.kv_format:
         probe = timed_attention(kernel.kv_format, SWEEPS, CONTEXT)
     elif kernel.format:
-        probe = timed_matmul(kernel.format, K, FOOTPRINT, SWEEPS * FOOTPRINT, TILE_N)
+        columns = columns_of(kernel.format, K, FOOTPRINT, THREADS)
+        probe = timed_matmul(kernel.format, K, columns, FOOTPRINT, SWEEPS * FOOTPRINT)
     else:
         probe = timed_rows(kernel.operation, SWEEPS)
     with placed(probe.program, THREADS) as placement:

@@ -13,7 +13,7 @@ from .fabric.cost import CostModel, StepShape
 from .fabric.placement import plan_placement
 from .fabric.report import report_lines, report_rows, residency_lines
 from .fabric.residency import fill_cores, host_residency
-from .fabric.spec import FABRICS, host_fabric, wse3
+from .fabric.spec import FABRICS, host_fabric_now, wse3
 from .model.compile import compile_program
 from .model.dtypes import DTYPES
 from .model.load import Model
@@ -21,6 +21,7 @@ from .runtime.memory import choose_kv_dtype
 
 CONTEXT = 128  # tokens that the step reported on attends to, where the model has room for as many
 MEASURED_STEPS = 16
+BYTES_PER_READ = 1e8
 
 
 def inspect_lines(model: Model, threads: int | None, fabric: str = "host") -> Iterator[str]:
@@ -65,9 +66,10 @@ def _host_lines(model: Model, threads: int | None) -> Iterator[str]:
             step_seconds = batch.decode(steps)[0] / steps
             batch.rewind(context + 1)
             profile = batch.profile_decode(steps)
+            bandwidth = batch.read_bandwidth(BYTES_PER_READ)
         finally:
             batch.close()
-    host = host_fabric(placement.num_workers, placement.cpus)
+    host = host_fabric_now(placement.num_workers, placement.cpus, program.swept_bytes, bandwidth)
     where = host_residency(program, placement, host)
     costs = CostModel(program, where, host, kv_dtype)
     shape = StepShape.of(1, context + steps // 2, 1)

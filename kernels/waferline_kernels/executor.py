@@ -87,8 +87,8 @@ class Executor(ABC):
         """Make the calling thread worker 0: it alone calls `run` from now on, pinned if the placement says so."""
 
     def read_seconds(self, sweeps: int) -> float | None:
-        """Seconds of a plain prefetched read of all weights by the workers that own them, ``sweeps`` times over; None where
-        the backend has none."""
+        """Seconds of a plain prefetched read of the weights that a step of the executor's program sweeps, each worker its
+        own (``Placement.swept_bytes``), ``sweeps`` times over; None where the backend has none."""
         return None
 
     def wake(self) -> None:

@@ -26,6 +26,15 @@ class Placement:
     def num_workers(self) -> int:
         return len(self.arena_bytes)
 
+    def swept_bytes(self, program: Program) -> tuple[int, ...]:
+        """Of each worker's arena, from its beginning to the end of the last strip that a step of ``program`` sweeps."""
+        ends = [0] * self.num_workers
+        for tensor in program.swept_tensors:
+            for worker, share in enumerate(self.shares[tensor]):
+                end = int(share["offset"]) + int(share["count"]) * program.tensors[tensor].strip_bytes
+                ends[worker] = max(ends[worker], end)
+        return tuple(ends)
+
 
 def check_placement(program: Program, placement: Placement) -> None:
     """Raise ValueError unless every strip has one place inside its worker's arena, a gate's beside its up's, and every

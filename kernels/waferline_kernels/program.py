@@ -165,8 +165,13 @@ class Program:
     @property
     def swept_bytes(self) -> int:
         """Weight bytes that one step reads: every matrix of a matmul (an embedding row is noise beside them)."""
-        ids = {int(i["weight"]) for i in self.instructions if i["op"] in (Op.MATMUL, Op.LOGITS)}
-        return sum(self.tensors[i].nbytes for i in ids)
+        return sum(self.tensors[index].nbytes for index in self.swept_tensors)
+
+    @property
+    def swept_tensors(self) -> tuple[int, ...]:
+        """Ids of the matrices of matmuls, in the order in which a step comes to them."""
+        matmuls = np.isin(self.instructions["op"], (Op.MATMUL, Op.LOGITS))
+        return tuple(dict.fromkeys(self.instructions["weight"][matmuls].tolist()))
 
     def lines(self) -> Iterable[str]:
         """The program for people, an instruction a line."""

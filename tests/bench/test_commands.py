@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers import LEVELS
 from waferline.bench import kernels, load_probe
 from waferline.bench.batch import Batch, ZeroWeights, placed
 from waferline.bench.kernels import Footprint
+from waferline.bench.prefill import matmul_macs, matmuls_alone
 from waferline.cli import main
 from waferline.fabric.placement import plan_placement
 from waferline.model.load import load_model
+from waferline_kernels.program import Op
 
 TIED = Path(__file__).parents[1] / "fixtures" / "tied"
 
@@ -68,9 +71,21 @@ def test_prefill(capsys: Captured) -> None:
     result = run_json(capsys, "prefill", "--model", str(TIED), "--tokens", "20", "--repeats", "2", "--threads", "1")
     assert result["tokens"] == 20
     assert result["tokens_per_second"] > 0
-    if result["backend"] == "native":
-        assert result["share_of_limit"] > 0
-        assert result["matmul_tmac_per_second"] >= 0
+    assert 0 < result["share_of_limit"] < 2
+    assert result["peak_tmac_per_second"] > 0
+
+
+def test_matmuls_alone_are_a_prompt_s_own() -> None:
+    program = load_model(TIED, "q8").program
+    alone = matmuls_alone(program)
+    assert matmul_macs(alone, 20) == matmul_macs(program, 20)
+    assert {Op(i["op"]) for i in alone.instructions} == {Op.MATMUL, Op.LOGITS, Op.SAMPLE}
+
+
+def test_kernels_of_a_given_shape(capsys: Captured) -> None:
+    arguments = ("kernels", "--only", f"q8_64x16_{LEVELS[0]}" if LEVELS else "q8", "--rows", "1", "--repeats", "1")
+    result = run_json(capsys, *arguments, "--k", "256", "--n", "48", "--threads", "1")
+    assert {row["n"] for row in result["results"]} == {48}
 
 
 def test_decode_of_one_token_has_no_gaps(capsys: Captured) -> None:
@@ -235,7 +250,8 @@ def test_a_kernel_that_takes_no_measurable_time_has_no_figures(
     assert [row[figure] for figure in figures] == [None] * 4
     assert main(["bench", *arguments]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last.split() == ["attend_f32_numba", "1", "33.6", "MB", f"{row['error']:.1e}"]
+    name, rows, _, *figures = last.split()
+    assert (name, rows, figures) == ("attend_f32_numba", "1", ["33.6", "MB", f"{row['error']:.1e}"])
 
 
 def test_attention_of_more_rows_than_the_context_makes_that_longer(

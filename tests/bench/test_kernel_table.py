@@ -6,8 +6,9 @@ import pytest
 
 from helpers import LEVELS
 from waferline.bench.kernels import footprints_of
-from waferline.bench.probes import kernel_error, timed_attention, timed_matmul
+from waferline.bench.probes import columns_of, kernel_error, timed_attention, timed_matmul
 from waferline.fabric.host import CacheLevel, Host
+from waferline.fabric.placement import plan_placement
 from waferline_kernels.kernel_table import Kernel, kernel_table
 from waferline_kernels.kv_cache import KV_BF16, KV_FORMATS, KV_INT8
 from waferline_kernels.tiles import BF16, FORMATS, Q8
@@ -36,8 +37,12 @@ def test_the_table_has_every_format_on_every_level() -> None:
 
 
 def test_a_timed_probe_sweeps_what_it_says() -> None:
-    probe = timed_matmul(Q8, 256, footprint=1 << 20, read_bytes=4 << 20, columns=32)
+    columns = columns_of(Q8, 256, 1 << 20, 2)
+    probe = timed_matmul(Q8, 256, columns, footprint=1 << 20, read_bytes=4 << 20)
     assert probe.program.swept_bytes == probe.bytes
+    assert (
+        plan_placement(probe.program, 2).swept_bytes(probe.program) == (probe.bytes // 2,) * 2
+    )  # without the embedding
     assert 0.9 * 2**20 < probe.bytes < 1.1 * 2**20
     assert probe.macs == sum(spec.n * spec.k for spec in probe.program.tensors if spec.name.startswith("matrix"))
     matmuls = len(probe.program.instructions) - len(probe.before.instructions)

@@ -27,6 +27,12 @@ def test_more_bytes_never_take_less_time(footprint: float, more: float) -> None:
     assert footprint * more / CURVE.at(footprint * more) >= footprint / CURVE.at(footprint) * (1 - 1e-9)
 
 
+def test_a_curve_through_what_was_measured_now() -> None:
+    curve = BandwidthCurve((1000, 4000), (8e9, 2e9)).through(2000, 2e9)
+    assert curve.at(2000) == pytest.approx(2e9)
+    assert (curve.at(1000), curve.at(9000)) == (pytest.approx(4e9), pytest.approx(1e9))
+
+
 def test_measured_points_never_rise_with_the_footprint(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = {footprint: 100e9 / (index + 1) for index, footprint in enumerate(curve.FOOTPRINTS)}
     rates[curve.FOOTPRINTS[1]] = 1e9  # disturbed

@@ -9,7 +9,7 @@ import pytest
 
 from waferline.fabric import spec
 from waferline.fabric.curve import BandwidthCurve
-from waferline.fabric.spec import Links, host_fabric, wse3
+from waferline.fabric.spec import Links, host_fabric, host_fabric_now, wse3
 from waferline_kernels.tiles import FORMATS
 
 
@@ -41,6 +41,15 @@ def test_the_host_is_measured_once_for_each_number_of_threads(measured: list[int
     host_fabric(1)
     assert measured == [2, 1]
     assert len(list((tmp_path / "waferline").glob("fabric-*.json"))) == 2
+
+
+def test_limits_of_a_run_are_of_that_run(measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    host_fabric(2)
+    monkeypatch.setattr(spec, "measure_peak", lambda format, threads, cpus: 5e9)
+    now = host_fabric_now(2, None, footprint=1024, bytes_per_second=1e9)
+    assert (now.curve.at(1024), now.curve.at(2048), now.macs_per_second["q8"]) == (1e9, 0.5e9, 5e9)
+    assert host_fabric(2).curve.at(1024) == 2e9
+    assert measured == [2]
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,9 @@ class Batch:
         """Of each sequence."""
         return int(self.executor.sequences.num_tokens[0])
 
-    def prefill(self, prompt_tokens: int) -> float:
-        """Begin every sequence anew with a prompt, and sample its first token; the seconds spent in steps."""
+    def prefill(self, prompt_tokens: int, program: Program | None = None) -> float:
+        """Begin every sequence anew with a prompt, and sample its first token; the seconds spent in steps. ``program``:
+        a part of the batch's, that ends in sampling too."""
         table, rows = self.executor.sequences, self.executor.limits.max_num_batched_tokens
         prompt = np.arange(prompt_tokens) % self.program.dims.vocab
         table.tokens[: self.size, :prompt_tokens] = prompt
@@ -114,14 +115,15 @@ class Batch:
             for start in range(0, prompt_tokens, rows):
                 count = min(rows, prompt_tokens - start)
                 span = (slot, start, count, int(start + count == prompt_tokens))
-                seconds += self.executor.run(self.program, np.array([span], SPAN), 1).seconds
+                seconds += self.executor.run(program or self.program, np.array([span], SPAN), 1).seconds
                 self.executor.ring.drain()
         return seconds
 
     def read_bandwidth(self, least_bytes: float) -> float:
-        """Bytes a second of a plain prefetched read of the weights where they lie, as often as makes ``least_bytes``. With
-        memory of its own, which is given back after each time, virtual machines are slow for some seconds after it."""
-        nbytes = sum(self._placement.arena_bytes)
+        """Bytes a second of a plain prefetched read of the weights that a step sweeps, where they lie, as often as makes
+        ``least_bytes``. With memory of its own, which is given back after each time, virtual machines are slow for some
+        seconds after it."""
+        nbytes = sum(self._placement.swept_bytes(self.program))
         sweeps = max(1, round(least_bytes / nbytes))
         seconds = self.executor.read_seconds(sweeps)
         if seconds is None:

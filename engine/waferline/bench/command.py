@@ -29,6 +29,7 @@ def add_bench(commands: Any) -> None:
     )
     kernels.add_argument("--rows", type=counts, default=(1, 32, 512), metavar="N,N", help="1,32,512")
     kernels.add_argument("--k", type=int, default=2048, metavar="N", help="inputs of the matrices; %(default)s")
+    kernels.add_argument("--n", type=int, metavar="N", help="their outputs; default: what makes them 2 MB")
 
     decode = add("decode", "tokens a second beside the limit that memory sets")
     _add_model(decode)
@@ -133,7 +134,7 @@ def _add_kv_dtype(parser: argparse.ArgumentParser) -> None:
 def run_bench(args: argparse.Namespace) -> int:
     """Run the benchmark that ``args`` name. Raises ValueError for a count that is given and not positive."""
     fields = (
-        *("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "num_speculative_tokens", "k"),
+        *("repeats", "tokens", "prompt_tokens", "streams", "undisturbed_tokens", "num_speculative_tokens", "k", "n"),
         "requests",
     )
     for field in fields:

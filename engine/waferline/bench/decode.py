@@ -20,7 +20,7 @@ from waferline_kernels.sequences import KV_BLOCK_SIZE
 from ..fabric.cost import CostModel, StepShape
 from ..fabric.report import report_lines, report_rows
 from ..fabric.residency import host_residency
-from ..fabric.spec import host_fabric
+from ..fabric.spec import host_fabric_now
 from ..model.load import Model, load_model
 from ..runtime.memory import choose_kv_dtype
 from .batch import Batch, placed
@@ -73,10 +73,10 @@ def measure(model: Model, size: int, args: argparse.Namespace) -> tuple[dict[str
             profile = batch.profile_decode(min(args.tokens, PROFILED_TOKENS))
         finally:
             batch.close()
-    fabric = host_fabric(threads, cpus)
+    step_seconds, bandwidth = statistics.median(seconds) / args.tokens, statistics.median(bandwidths)
+    fabric = host_fabric_now(threads, cpus, program.swept_bytes, bandwidth)
     residency = host_residency(program, placement, fabric)
     shape = StepShape(size, kv_tokens, size, kv_tokens)
-    step_seconds, bandwidth = statistics.median(seconds) / args.tokens, statistics.median(bandwidths)
     predictions = CostModel(program, residency, fabric, kv_dtype).predict(shape)
     rows = report_rows(program, predictions, residency, profile, step_seconds)
     speed = size / step_seconds

@@ -20,17 +20,17 @@ import numpy as np
 
 from waferline_kernels.kernel_table import Kernel, kernel_table
 from waferline_kernels.placement import Placement
-from waferline_kernels.program import Program
+from waferline_kernels.program import Program, TensorSpec
 from waferline_kernels.sequences import SPAN
 from waferline_kernels.tiles import BF16, F32, Q8, TILE_N
 
 from ..fabric.bandwidth import measure_peak, read_seconds
 from ..fabric.host import Host, probe_host
 from ..fabric.placement import check_threads
-from ..fabric.residency import DRAM
+from ..fabric.residency import DRAM, resident_level
 from .batch import Batch, placed
 from .output import machine, print_json, print_table, rounded, share
-from .probes import SAMPLING, TimedProbe, kernel_error, timed_attention, timed_matmul, timed_rows
+from .probes import SAMPLING, TimedProbe, columns_of, kernel_error, timed_attention, timed_matmul, timed_rows
 
 BYTES_PER_READ = 100e6
 LEAST_DRAM_BYTES, MOST_DRAM_BYTES = 256 << 20, 1 << 30  # of twice its size a cache of 32 MB still serves half
@@ -53,6 +53,7 @@ class Measured:
 
     kernel: Kernel
     rows: int
+    columns: int | None  # of each matrix of a matmul
     level: str
     bytes: int  # swept: weights, keys and values, or else the rows themselves
     macs: int  # of all rows
@@ -74,6 +75,7 @@ class Measured:
             "tile": self.kernel.tile or None,
             "target": self.kernel.target,
             "rows": self.rows,
+            "n": self.columns,
             "level": self.level,
             "bytes": self.bytes,
             "microseconds": None if self.seconds is None else round(self.seconds * 1e6, 3),
@@ -90,6 +92,7 @@ class Measured:
         return (
             self.kernel.name,
             str(self.rows),
+            "" if self.columns is None else str(self.columns),
             f"{self.level} {self.bytes / 1e6:.3g} MB",
             "" if gigabytes is None else f"{gigabytes:.1f}",
             share(self.rate(self.bytes / self.bandwidth)),
@@ -107,22 +110,26 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"only: {args.only!r}, expected a part of one of {names}")
     threads = len(probe_host().cpus) if args.threads is None else args.threads
     check_threads(threads)
-    results = [result for kernel in kernels for result in measure(kernel, args.rows, args.k, threads, args.repeats)]
+    shape = (args.k, args.n)
+    results = [result for kernel in kernels for result in measure(kernel, args.rows, *shape, threads, args.repeats)]
     if args.json:
         fields = [result.fields() for result in results]
         print_json({"bench": "kernels", **machine(), "threads": threads, "k": args.k, "results": fields})
         return
     print(f"threads: {threads}, K {args.k}, medians of {args.repeats}")
-    header = ("kernel", "rows", "bytes", "GB/s", "of bandwidth", "TMAC/s", "of peak", "error")
+    header = ("kernel", "rows", "N", "bytes", "GB/s", "of bandwidth", "TMAC/s", "of peak", "error")
     print_table(header, [result.cells() for result in results])
 
 
-def measure(kernel: Kernel, rows: tuple[int, ...], k: int, threads: int, repeats: int) -> Iterator[Measured]:
+def measure(
+    kernel: Kernel, rows: tuple[int, ...], k: int, n: int | None, threads: int, repeats: int
+) -> Iterator[Measured]:
     """The kernel's figures: a matmul for each number of rows and each level that its weights can lie in."""
     error = kernel_error(kernel)
     if kernel.kv_format:
         probe = timed_attention(kernel.kv_format, CONTEXT_SWEEPS, max(CONTEXT, *rows))
-        yield from _timings(kernel, probe, rows, "", error, threads, repeats)
+        level = resident_level(probe_host().caches, probe.bytes // threads, probe.bytes)
+        yield from _timings(kernel, probe, rows, level, error, threads, repeats)
         return
     if kernel.format is None:
         few = tuple(count for count in rows if count == 1 or kernel.operation not in SAMPLING)
@@ -130,11 +137,14 @@ def measure(kernel: Kernel, rows: tuple[int, ...], k: int, threads: int, repeats
         level = "sampling" if kernel.operation in SAMPLING else ""
         yield from _timings(kernel, probe, few, level, error, threads, repeats)
         return
-    footprints = footprints_of(probe_host())
+    matrix_bytes = 0 if n is None else TensorSpec("", n, k, kernel.format).nbytes
+    *nearer, dram = footprints_of(probe_host())
+    footprints = [*(footprint for footprint in nearer if footprint.bytes >= matrix_bytes), dram]
     for footprint in footprints:
         fitting = tuple(count for count in rows if count <= MANY_ROWS or footprint == footprints[len(footprints) // 2])
-        probe = timed_matmul(kernel.format, k, footprint.bytes, BYTES_PER_READ, TILE_N * threads)
-        yield from _timings(kernel, probe, fitting, footprint.level, error, threads, repeats)
+        columns = columns_of(kernel.format, k, footprint.bytes, threads) if n is None else n
+        probe = timed_matmul(kernel.format, k, columns, footprint.bytes, BYTES_PER_READ)
+        yield from _timings(kernel, probe, fitting, footprint.level, error, threads, repeats, columns)
 
 
 def footprints_of(host: Host) -> tuple[Footprint, ...]:
@@ -150,7 +160,14 @@ def footprints_of(host: Host) -> tuple[Footprint, ...]:
 
 
 def _timings(
-    kernel: Kernel, probe: TimedProbe, rows: tuple[int, ...], level: str, error: float, threads: int, repeats: int
+    kernel: Kernel,
+    probe: TimedProbe,
+    rows: tuple[int, ...],
+    level: str,
+    error: float,
+    threads: int,
+    repeats: int,
+    columns: int | None = None,
 ) -> Iterator[Measured]:
     """Times of the probe, in turn with the limits that hold for it."""
     if not rows:
@@ -178,6 +195,7 @@ def _timings(
                 yield Measured(
                     kernel=kernel,
                     rows=count,
+                    columns=columns,
                     level=level,
                     bytes=nbytes,
                     macs=probe.macs_of(count),

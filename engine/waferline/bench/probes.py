@@ -21,11 +21,12 @@ from waferline_kernels.tiles import F32, Q8, TILE_N, TileFormat, pack_matrix
 from ..fabric.placement import plan_placement
 from .batch import Batch
 
-CHECKED_ROWS = 9  # enough for every way in which kernels take rows together
+CHECKED_ROWS = 65  # beyond what any kernel takes together, f32's 64 rows being the most
+SAMPLED_ROWS = 9
 CHECK_DIMS = Dims(hidden=160, layers=1, heads=5, kv_heads=1, head_dim=32, ffn=1, vocab=160)
 TIMED_DIMS = Dims(hidden=2048, layers=1, heads=32, kv_heads=8, head_dim=64, ffn=1, vocab=32768)
 SAMPLING = ("max", "argmax", "exp_sum")  # parts of it: greedily by argmax alone, else by the two others
-MATRIX_BYTES = 2 << 20  # of one of the matrices that make up a footprint, nearly
+MATRIX_BYTES = 2 << 20  # of one of the matrices that make up a footprint, nearly, where their columns are not given
 PACKED_COLUMNS = 64  # of a timed matrix, repeated: packing millions of weights would take longer than timing them
 
 Weights = Mapping[str, NDArray[Any]]
@@ -145,7 +146,7 @@ def kernel_error(kernel: Kernel) -> float:
 def _results(
     kernel: Kernel, program: Program, weights: Weights, backend: str, level: str | None
 ) -> NDArray[np.float64]:
-    rows = CHECKED_ROWS
+    rows = SAMPLED_ROWS if kernel.operation in SAMPLING else CHECKED_ROWS
     batch = Batch(
         program,
         weights,
@@ -176,11 +177,9 @@ def _results(
         batch.close()
 
 
-def timed_matmul(format: TileFormat, k: int, footprint: int, read_bytes: float, columns: int) -> TimedProbe:
-    """Matmuls of rows of ``k`` with matrices of about ``footprint`` bytes in all, swept until ``read_bytes`` are read.
-    Each has a multiple of ``columns`` outputs, so that it can be shared evenly."""
-    matrix_bytes = min(MATRIX_BYTES, footprint)
-    n = max(columns, round(matrix_bytes / (format.strip_bytes(k) / TILE_N) / columns) * columns)
+def timed_matmul(format: TileFormat, k: int, n: int, footprint: int, read_bytes: float) -> TimedProbe:
+    """Matmuls of rows of ``k`` with matrices of ``n`` columns, of about ``footprint`` bytes in all, swept until
+    ``read_bytes`` are read."""
     maker = _Builder(Dims(hidden=k, layers=1, heads=1, kv_heads=1, head_dim=2, ffn=n, vocab=TILE_N))
     maker.embed()
     if format.is_quantized:
@@ -200,6 +199,12 @@ def timed_matmul(format: TileFormat, k: int, footprint: int, read_bytes: float, 
             Op.MATMUL, src, Buffer.FFN, weight=weight, epilogue=Epilogue.STORE, k=k, n=n, group=format.group
         )
     return _timed(maker, before, sweeps, count * nbytes, count * n * k)
+
+
+def columns_of(format: TileFormat, k: int, footprint: int, threads: int) -> int:
+    """Columns of matrices of ``k`` rows that a footprint is to be made up of: as many as ``threads`` share evenly."""
+    unit, column_bytes = TILE_N * threads, format.strip_bytes(k) / TILE_N
+    return max(1, round(min(MATRIX_BYTES, footprint) / column_bytes / unit)) * unit
 
 
 def timed_attention(kv_format: KvFormat, sweeps: int, context: int) -> TimedProbe:

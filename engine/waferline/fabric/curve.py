@@ -38,6 +38,11 @@ class BandwidthCurve:
         share = math.log(footprint / low) / math.log(high / low)
         return self.bytes_per_second[above - 1] ** (1 - share) * self.bytes_per_second[above] ** share
 
+    def through(self, footprint: float, bytes_per_second: float) -> BandwidthCurve:
+        """The curve of a machine that is as much faster or slower everywhere as one is with this at ``footprint``."""
+        ratio = bytes_per_second / self.at(footprint)
+        return BandwidthCurve(self.footprints, tuple(ratio * bandwidth for bandwidth in self.bytes_per_second))
+
 
 def measure_curve(threads: int, cpus: tuple[int, ...] | None = None, largest: int = FOOTPRINTS[-1]) -> BandwidthCurve:
     """The curve of this machine, its points up to ``largest`` bytes, in a second or two; each the best of its timings."""

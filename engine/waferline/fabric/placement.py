@@ -55,7 +55,5 @@ def plan_placement(program: Program, threads: int | None = None, cpus: tuple[int
 
 def execution_order(program: Program) -> list[int]:
     """Ids of the matrices in the order in which a step sweeps them, then those that it only gathers rows from."""
-    matmuls = np.isin(program.instructions["op"], (Op.MATMUL, Op.LOGITS))
-    gathers = program.instructions["op"] == Op.EMBED
-    weights = program.instructions["weight"]
-    return [int(index) for index in dict.fromkeys([*weights[matmuls], *weights[gathers]])]
+    gathered = program.instructions["weight"][program.instructions["op"] == Op.EMBED].tolist()
+    return list(dict.fromkeys([*program.swept_tensors, *gathered]))

@@ -120,7 +120,7 @@ def residency(program: Program, placement: Placement) -> str:
     >>> residency(program, placement)
     '2.6 MB of weights a step, 1.3 MB per core over 2 cores, resident in L3'
     """
-    largest, total = max(placement.arena_bytes), program.swept_bytes
+    largest, total = max(placement.swept_bytes(program)), program.swept_bytes
     cores = placement.num_workers
     share = f", {largest / MB:.1f} MB per core over {cores} cores" if cores > 1 else " on one core"
     level = resident_level(probe_host().caches, largest, total)

@@ -54,7 +54,7 @@ def host_residency(program: Program, placement: Placement, fabric: FabricSpec) -
     for tensor in execution_order(program):
         sizes = placement.shares["count"][tensor].astype(np.int64) * program.tensors[tensor].strip_bytes
         places[tensor] = Place(int(sizes.sum()), int(np.count_nonzero(sizes)), int(sizes.max()))
-    level = resident_level(fabric.levels, max(placement.arena_bytes), program.swept_bytes)
+    level = resident_level(fabric.levels, max(placement.swept_bytes(program)), program.swept_bytes)
     workers = placement.num_workers
     return Residency(places, workers, workers, workers, level)
 

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -80,6 +80,16 @@ def host_fabric(threads: int, cpus: tuple[int, ...] | None = None) -> FabricSpec
     return _host_spec(threads, _read_probe(threads) or _measure(threads, cpus))
 
 
+def host_fabric_now(
+    threads: int, cpus: tuple[int, ...] | None, footprint: float, bytes_per_second: float
+) -> FabricSpec:
+    """``host_fabric`` as fast as the machine is in this run, for limits that figures of this run are held against: its
+    curve goes through the bandwidth that was measured over ``footprint`` bytes, and its peaks are measured now."""
+    kept = host_fabric(threads, cpus)
+    curve = kept.curve.through(footprint, bytes_per_second)
+    return replace(kept, curve=curve, macs_per_second=_measured_peaks(threads, cpus))
+
+
 @functools.cache
 def known_host_fabric(threads: int) -> FabricSpec:
     """This machine as far as it is known without measuring it now: as it was measured once, or else as usual machines
@@ -116,8 +126,8 @@ def _usual_probe(threads: int) -> _Probe:
 
 def _measure(threads: int, cpus: tuple[int, ...] | None) -> _Probe:
     curve = measure_curve(threads, cpus, int(_physical_memory() * MEMORY_SHARE))
-    peaks = {name: measure_peak(format, threads, cpus) for name, format in FORMATS.items()}
-    probe = _Probe(curve.footprints, curve.bytes_per_second, peaks, measure_barrier(threads, cpus))
+    peaks, barrier = _measured_peaks(threads, cpus), measure_barrier(threads, cpus)
+    probe = _Probe(curve.footprints, curve.bytes_per_second, peaks, barrier)
     path = _probe_path(threads)
     with contextlib.suppress(OSError):  # a cache that cannot be written is done without
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +135,10 @@ def _measure(threads: int, cpus: tuple[int, ...] | None) -> _Probe:
         scratch.write_bytes(msgspec.json.encode(probe))
         scratch.replace(path)
     return probe
+
+
+def _measured_peaks(threads: int, cpus: tuple[int, ...] | None) -> dict[str, float]:
+    return {name: measure_peak(format, threads, cpus) for name, format in FORMATS.items()}
 
 
 def _read_probe(threads: int) -> _Probe | None:

@@ -26,6 +26,7 @@ class Core:
         tensors: Sequence[tuple[int, ...]],
         shares: NDArray[Any],
         arena_bytes: Sequence[int],
+        swept_bytes: Sequence[int],
         cpus: Sequence[int] | None,
         sequences: SequenceTable,
         entries: NDArray[Any],

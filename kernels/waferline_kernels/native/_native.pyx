@@ -125,7 +125,7 @@ cdef extern from "executor.h":
         pass
     ctypedef struct Worker:
         uint8_t *arena
-        int64_t arena_bytes
+        int64_t swept_bytes
         Fetch fetch
         Activations act
         SampleScratch sample
@@ -291,8 +291,8 @@ cdef class Core:
         self.kept = {}
         self.is_open = False
 
-    def __init__(self, level, dims, limits, tensors, shares, arena_bytes, cpus, sequences, entries, buffers, act_rows,
-                 kv_format, kv_tile):
+    def __init__(self, level, dims, limits, tensors, shares, arena_bytes, swept_bytes, cpus, sequences, entries, buffers,
+                 act_rows, kv_format, kv_tile):
         """``tensors``: (n, k, format, is_table, strip_bytes) each; ``buffers``: float32 [rows, stride]
         arrays in Buffer's order; ``act_rows``: (codes int8, scales float32, sums int32) arrays of the shared ACT, and
         the same of each worker after (x float32); ``kv_tile``: bytes of a KV tile in ``kv_format``."""
@@ -325,8 +325,8 @@ cdef class Core:
             e.workers[w].largest = <Largest *>self.keep(f"largest {w}", largest)
             attention = aligned_zeros(attend_scratch_floats(e.dims.head_dim), np.float32)
             e.workers[w].attention = <float *>self.keep(f"attention {w}", attention)
-            e.workers[w].arena_bytes = arena_bytes[w]
-            e.workers[w].fetch = choose_fetch(arena_bytes[w], sum(arena_bytes))
+            e.workers[w].swept_bytes = swept_bytes[w]
+            e.workers[w].fetch = choose_fetch(swept_bytes[w], sum(swept_bytes))
             e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
             scratch = aligned_zeros(scratch_bytes(e.limits.max_num_batched_tokens, largest_k), np.uint8)
             e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)
@@ -415,7 +415,7 @@ cdef class Core:
         team_attach(self.e.team)
 
     def read_seconds(self, int sweeps):
-        """Seconds that the team takes to read its weights ``sweeps`` times over."""
+        """Seconds that the team takes to read the weights that steps sweep, ``sweeps`` times over."""
         cdef double seconds
         self.check_open()
         with nogil:

@@ -31,17 +31,17 @@ static void read_part(void *context, int worker) {
     s->sink = sum;
 }
 
-static void read_arena(void *context, int worker) {
+static void read_swept(void *context, int worker) {
     WeightsSweep *s = context;
     const Worker *own = &s->executor->workers[worker];
     uint64_t sum = 0;
-    for (int i = 0; i < s->sweeps; i++) sum ^= s->executor->kernels->read(own->arena, own->arena_bytes, &own->fetch);
+    for (int i = 0; i < s->sweeps; i++) sum ^= s->executor->kernels->read(own->arena, own->swept_bytes, &own->fetch);
     s->sink = sum;
 }
 
 double measure_weights_read(Executor *e, int sweeps) {
     WeightsSweep s = {.executor = e, .sweeps = sweeps};
-    return team_seconds(e->team, read_arena, &s);
+    return team_seconds(e->team, read_swept, &s);
 }
 
 double measure_read(const KernelTable *kernels, int num_workers, const int *cpus, int64_t bytes, int sweeps) {

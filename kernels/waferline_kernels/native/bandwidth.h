@@ -8,7 +8,7 @@
  * where memory or threads cannot be had. `cpus` as in team_create; the calling thread stays pinned to the first. */
 double measure_read(const KernelTable *kernels, int num_workers, const int *cpus, int64_t bytes, int sweeps);
 
-/* The same of an executor's weights, each of its workers its own arena; the calling thread is worker 0. */
+/* The same of the weights that an executor's steps sweep, each worker its own; the calling thread is worker 0. */
 double measure_weights_read(Executor *e, int sweeps);
 
 #endif

@@ -38,8 +38,8 @@ typedef struct {
 
 /* What one worker alone reads or writes. */
 typedef struct {
-    uint8_t *arena; /* [arena_bytes] its strips, in execution order */
-    int64_t arena_bytes;
+    uint8_t *arena; /* its strips: [swept_bytes] in execution order, then those that rows are only gathered from */
+    int64_t swept_bytes;
     Fetch fetch;
     Activations act; /* for the few rows that every worker prepares for itself */
     SampleScratch sample;

@@ -157,6 +157,7 @@ class NativeExecutor(Executor):
             [(t.n, t.k, t.format.code, int(t.is_table), t.strip_bytes) for t in program.tensors],
             np.ascontiguousarray(placement.shares),
             placement.arena_bytes,
+            placement.swept_bytes(program),
             placement.cpus,
             self.sequences,
             aligned_zeros(capacity, ENTRY),
