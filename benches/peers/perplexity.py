@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from waferline.model.load import load_model
+from waferline.runtime.memory import choose_kv_dtype
 
 from ..quality import log_probabilities, make_executor, read_stories
 from .llama_cpp_peer import LlamaCppRunner, quantized
@@ -31,7 +32,7 @@ Score = Callable[[list[int]], float]  # the sum of negative log-likelihoods of a
 
 def waferline_score(model_dir: Path, dtype: str, context: int, threads: int) -> Score:
     model = load_model(model_dir, dtype, context)
-    executor = make_executor(model, context, threads)
+    executor = make_executor(model, choose_kv_dtype("auto", dtype), context, threads)
 
     def score(token_ids: list[int]) -> float:
         logprobs = np.concatenate(list(log_probabilities(model, executor, token_ids)))
