@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from waferline.fabric.curve import BandwidthCurve
 from waferline.fabric.host import CacheLevel
-from waferline.fabric.placement import plan_placement
+from waferline.fabric.placement import choose_threads, plan_placement
 from waferline.fabric.residency import fill_cores, host_residency, resident_level
 from waferline.fabric.spec import FabricSpec, Links, wse3
 from waferline.model.load import load_model
@@ -53,6 +53,13 @@ def test_a_placement_s_fullest_core() -> None:
         assert place.bytes == spec.nbytes
         assert place.fullest_bytes == spec.strip_bytes * placement.shares["count"][tensor].max()
     assert {program.tensors[t].name for t in found.places} == {s.name for s in program.tensors if not s.is_table}
+
+
+@pytest.mark.parametrize(("hidden", "threads"), [(64, 1), (576, 2)])
+def test_a_program_too_small_to_share_has_one_worker(hidden: int, threads: int) -> None:
+    layers = matrices(*[(4 * hidden, hidden)] * 8)
+    assert choose_threads(layers, available=2) == threads
+    assert choose_threads(layers, available=1) == 1
 
 
 def test_the_worked_example() -> None:

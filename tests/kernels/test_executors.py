@@ -255,6 +255,30 @@ def test_flags_and_blocks_end_the_run(target: str) -> None:
         assert run(50) == (StopReason.STEPS, 1)
 
 
+def test_a_wake_ends_a_run_within_a_step(target: str) -> None:
+    model = random_program(TINY, Q8, max_model_len=800)
+    with executor_of(target, model, max_num_seqs=50, max_model_len=800) as executor:
+        for _ in range(20):  # a run may be over before the other thread has had its turn
+            fill_slot(executor, 0, [1, 2, 3])
+            steps_when_woken: list[int] = []
+
+            def wake(seen: list[int] = steps_when_woken) -> None:
+                executor.ring.wait(30)
+                executor.wake()
+                seen.append(executor.ring.capacity - executor.ring.free)
+
+            waker = threading.Thread(target=wake)
+            waker.start()
+            result = executor.run(model[0], spans((0, 0, 3, 1)), 790)
+            waker.join()
+            executor.sequences.wake[0] = 0
+            assert len(executor.ring.drain()) == result.num_steps
+            if result.reason is StopReason.WAKE:
+                break
+        assert result.reason is StopReason.WAKE
+        assert result.num_steps <= steps_when_woken[0] + 2  # the step at hand, and one that had begun not to see it
+
+
 def test_a_full_ring_loses_nothing(target: str) -> None:
     model = random_program(TINY, Q8)
     with executor_of(target, model, max_num_seqs=1, max_num_logits=1, max_model_len=64) as executor:
@@ -317,8 +341,8 @@ def test_more_workers_than_cores_and_three_executors_at_once(target: str) -> Non
     model = random_program(TINY, F32)
     tokens: dict[int, list[int]] = {}
 
-    def decode(number: int) -> None:
-        with executor_of(target, model, 8) as executor:
+    def decode(number: int, workers: int = 8) -> None:
+        with executor_of(target, model, workers) as executor:
             fill_slot(executor, 0, [1, 2, 3])
             executor.run(model[0], spans((0, 0, 3, 1)), 40)
             tokens[number] = executor.ring.drain()["token"].tolist()
@@ -328,9 +352,9 @@ def test_more_workers_than_cores_and_three_executors_at_once(target: str) -> Non
         thread.start()
     for thread in threads:
         thread.join(120)
-    assert len(tokens) == 3
-    assert len(tokens[0]) > 10
-    assert tokens[0] == tokens[1] == tokens[2]
+    decode(3, workers=1)
+    assert len(tokens[3]) > 10
+    assert tokens[0] == tokens[1] == tokens[2] == tokens[3]
 
 
 def test_weights_are_read_where_they_lie(target: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from recorder import RecordingCore
+from recorder import TIMEOUT_S, RecordingCore
 
 from waferline.model.load import Model
 from waferline.runtime import executor_setup
@@ -40,6 +40,27 @@ def alone(tiny_model: Model) -> dict[str, list[Delta]]:
             recorder.check_protocol(name)
             deltas[name] = sorted(recorder.deltas(name), key=lambda delta: delta.index)
     return deltas
+
+
+def test_tokens_arrive_before_the_run_that_made_them_returns(tiny_model: Model) -> None:
+    with RecordingCore(tiny_model) as recorder:
+        executor = recorder.core._executor
+        run, may_return = executor.run, threading.Event()
+        num_tokens = [0]
+
+        def run_and_stay(program: Any, batch: Any, max_steps: int) -> Any:
+            result = run(program, batch, max_steps)
+            num_tokens[0] += result.num_steps
+            assert result.num_steps == 1 or may_return.wait(TIMEOUT_S)
+            return result
+
+        executor.run = run_and_stay  # type: ignore[method-assign]
+        recorder.add("a", "Once upon a time", temperature=0, max_tokens=30, ignore_eos=True)
+        recorder.wait_for_deltas("a", 3)  # more than a prompt and a run of one step give
+        recorder.wait_for_deltas("a", num_tokens[0])
+        assert not may_return.is_set()
+        may_return.set()
+        assert len(recorder.finish("a").outputs[0].token_ids) == 30
 
 
 @pytest.mark.parametrize(
