@@ -48,9 +48,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("waferline")
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(_MODULES[name], __name__), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_MODULES[name], __name__), name)
     globals()[name] = value
     return value
 

@@ -37,18 +37,29 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
+class ShowVersion(argparse.Action):
+    """As argparse's own, but that asks for the version only when it is to be shown."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> None:
+        import waferline
+
+        print(f"waferline {waferline.__version__}")
+        parser.exit()
+
+
 class UsageError(Exception):
     """Arguments that do not go together, or are out of range."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="waferline", description="A low-latency streaming token-generation engine.")
+    parser.add_argument("--version", action=ShowVersion, nargs=0, help="show it, and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     demo = commands.add_parser("demo", help="serve the embedded model, stream a story from it, and show the timings")
     demo.add_argument("--prompt", default="Once upon a time")
     demo.add_argument("--model", default="demo", help="another model than the embedded one")
-    add_sampling_options(demo, temperature=0.7, seed=7, max_tokens=256)
+    add_sampling_options(demo, without=("n",), temperature=0.7, seed=7, max_tokens=256)
     demo.set_defaults(run=run_demo)
 
     serve = commands.add_parser("serve", help="serve a model over ZeroMQ until told to stop")
@@ -111,7 +122,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     stream = commands.add_parser("stream", help="complete a prompt, by a server, token by token; Ctrl-C cancels")
     stream.add_argument("prompt", metavar="PROMPT")
-    _add_client_arguments(stream)
+    _add_client_arguments(stream, without=("n",))
     stream.set_defaults(run=run_stream)
 
     pack = commands.add_parser("pack", help="write a model as one file that loads without conversion")
@@ -140,10 +151,10 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=integer, metavar="N", help="default: as many as the model has work for")
 
 
-def _add_client_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_client_arguments(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
     parser.add_argument("--connect", default=DEFAULT_ADDRESS, metavar="ADDRESS", help="%(default)s")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="SECONDS", help="of silence; %(default)s")
-    add_sampling_options(parser)
+    add_sampling_options(parser, without)
 
 
 def _sampling_params(args: argparse.Namespace) -> Any:
@@ -153,17 +164,10 @@ def _sampling_params(args: argparse.Namespace) -> Any:
         raise UsageError(str(error)) from None
 
 
-def _stream_params(args: argparse.Namespace) -> Any:
-    params = _sampling_params(args)
-    if params.n != 1:
-        raise UsageError(f"n: {params.n}, expected 1 for a stream")
-    return params
-
-
 def run_demo(args: argparse.Namespace) -> int:
     from .demo_command import run
 
-    run(args.model, args.prompt, _stream_params(args))
+    run(args.model, args.prompt, _sampling_params(args))
     return 0
 
 
@@ -206,7 +210,7 @@ def run_generate(args: argparse.Namespace) -> int:
 def run_stream(args: argparse.Namespace) -> int:
     from .serving.client import Client
 
-    params = _stream_params(args)
+    params = _sampling_params(args)
     with Client(args.connect, timeout=args.timeout) as client:
         stream = client.stream(args.prompt, params)
         try:

@@ -12,16 +12,43 @@ import msgspec
 from .runtime.sampling_params import SamplingParams
 
 NO_OPTIONS = ("detokenize", "output_kind")  # the commands print text, as it comes or whole
+HELP = {
+    "n": "completions of each prompt",
+    "temperature": "0: always the likeliest token",
+    "top_k": "draw among so many of the likeliest tokens; 0: all",
+    "top_p": "draw among the fewest likeliest tokens whose probabilities reach this sum",
+    "min_p": "draw among tokens at least this share as likely as the likeliest",
+    "seed": "of what is drawn; none: another each time",
+    "max_tokens": "of a completion; none: as many as the context has room for",
+    "min_tokens": "before which nothing ends a completion",
+    "stop": "text that ends a completion",
+    "stop_token_ids": "a token that ends a completion",
+    "include_stop_str_in_output": "print what ended a completion too",
+    "ignore_eos": "go on after the model's own end",
+    "logprobs": "compute those of each token and of so many likeliest ones",
+    "prompt_logprobs": "the same of the prompt's tokens",
+    "presence_penalty": "taken off the logits of tokens that the completion has",
+    "frequency_penalty": "the same, times how often it has them",
+    "repetition_penalty": "by which logits of tokens in prompt and completion are divided",
+    "logit_bias": "added to a token's logit",
+    "allowed_token_ids": "a token that may be drawn; no others are",
+    "bad_words": "a word that is never completed",
+    "skip_special_tokens": "leave them out of the text",
+    "truncate_prompt_tokens": "take only so many of a prompt's last tokens",
+}
 
 
-def add_sampling_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """Add the options; ``defaults`` are in force instead of the fields' own."""
+def add_sampling_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = (), **defaults: Any) -> None:
+    """Add the options, but for those of the fields ``without``; ``defaults`` are in force instead of the fields' own."""
     group = parser.add_argument_group("sampling")
     for field in msgspec.structs.fields(SamplingParams):
-        if field.name in NO_OPTIONS:
+        if field.name in (*NO_OPTIONS, *without):
             continue
         default = defaults.get(field.name, field.default)
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"default: {_shown(default)}"}
+        options: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": f"{HELP[field.name]}; default: {_shown(default)}",
+        }
         alternatives = get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
         element_types = [get_args(one)[0] for one in alternatives if get_origin(one) is list]
         if field.type is bool:

@@ -55,7 +55,6 @@ def kernel_table() -> tuple[Kernel, ...]:
         else Kernel(operation, None if code is None else by_code[code], "native", level)
         for level in (native.supported_levels() if native.is_available() else ())
         for operation, code in native.level_kernels(level)
-        if operation != "read"  # the yardstick itself
     ]
     kernels += [Kernel("matmul", format, "numba", None) for format in NUMBA_FORMATS]
     kernels += [Kernel("attend", None, "numba", None, kv_format) for kv_format in KV_FORMATS.values()]

@@ -166,8 +166,8 @@ def test_memory_that_is_not_there_is_said(run: Run, monkeypatch: pytest.MonkeyPa
         (["serve", "demo", "--speculative-config", "4"], "--speculative-config: '4', expected a JSON object"),
         (["stream", "x", "--temperature", "hot"], "--temperature"),
         (["stream", "x", "--temperature", "-1"], "temperature: -1"),
-        (["stream", "x", "--n", "2"], "n: 2"),
-        (["demo", "--n", "2"], "n: 2, expected 1 for a stream"),
+        (["stream", "x", "--n", "2"], "option: --n"),
+        (["demo", "--n=2"], "option: --n"),
         (["bench", "kernels", "--rows", "1,many"], "--rows: '1,many', expected numbers of at least 1"),
         (
             ["bench", "interference", "--itl-target-ms", "soon"],

@@ -14,11 +14,14 @@ def add_bench(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure the engine beside what this machine allows")
     benchmarks = bench.add_subparsers(metavar="BENCHMARK", required=True)
 
-    def add(name: str, summary: str, repeats: int = 5, threads: Any = int) -> argparse.ArgumentParser:
+    def add(name: str, summary: str, repeats: int | None = 5, threads: Any = int) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = benchmarks.add_parser(name, help=summary)
         metavar = "N" if threads is int else "N,N"
         parser.add_argument("--threads", type=threads, metavar=metavar, help="default: as many as there is work for")
-        parser.add_argument("--repeats", type=int, default=repeats, metavar="N", help="of which medians; %(default)s")
+        if repeats is not None:
+            parser.add_argument(
+                "--repeats", type=int, default=repeats, metavar="N", help="of which medians; %(default)s"
+            )
         parser.add_argument("--json", action="store_true", help="one line of JSON")
         parser.set_defaults(run=run_bench, benchmark=name)
         return parser
@@ -84,7 +87,9 @@ def add_bench(commands: Any) -> None:
         help="of a draft token, how likely it is right; 1,0.5,0",
     )
 
-    _add_schedule(add("schedule", "latencies of a request trace: simulated, and beside it the real engine's"))
+    _add_schedule(
+        add("schedule", "latencies of a request trace: simulated, and beside it the real engine's", repeats=None)
+    )
 
     load = add("load", "how fast a model is packed and loaded, and the memory it takes", repeats=3)
     _add_model(load)

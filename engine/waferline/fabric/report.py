@@ -100,9 +100,9 @@ def instruction_kind(program: Program, instruction: np.void) -> str:
 
 def report_lines(rows: Iterable[ReportRow]) -> Iterator[str]:
     """The report as a table; figures that were not measured are left out."""
-    yield f"{'instruction':16}{'count':>6}{'MB':>11}  {'level':6}{'predicted':>12}" + (
-        f"{'measured':>12}{'barrier':>9}{'of limit':>10}"
-    )
+    rows = list(rows)
+    measured_columns = f"{'measured':>12}{'barrier':>9}{'of limit':>10}" if any(row.measured for row in rows) else ""
+    yield f"{'instruction':16}{'count':>6}{'MB':>11}  {'level':6}{'predicted':>12}{measured_columns}"
     for row in rows:
         size = f"{row.bytes / MB:.2f}" if row.bytes else ""
         measured = "" if row.measured is None else f"{row.measured * 1e6:.1f} us"

@@ -12,7 +12,7 @@ import numpy as np
 from ..aligned import aligned_zeros
 
 cdef extern from "waferline.h":
-    enum: NUM_BUFFERS, BUFFER_ACT, MAX_HEAD_DIM, TILE_N
+    enum: NUM_BUFFERS, BUFFER_ACT, MAX_HEAD_DIM, TILE_N, NUM_FORMATS, NUM_KV_FORMATS
     ctypedef struct Instruction:
         pass
     ctypedef struct Share:
@@ -55,11 +55,9 @@ cdef extern from "kernels.h":
         void *max
         void *argmax
         void *exp_sum
-        void *read
         int (*pack[4])(const float *, int32_t, int32_t, uint8_t *) noexcept nogil
     int64_t scratch_bytes(int64_t, int64_t)
     int64_t split_bytes(int64_t, int64_t)
-    enum: ARENA_SLACK, NUM_KV_FORMATS
     int64_t attend_scratch_floats(int32_t)
 
 cdef extern from "levels.h":
@@ -208,14 +206,13 @@ def kernel_table(level):
     -1 where it reads neither."""
     cdef const KernelTable *kernels = kernels_of(level)
     cdef int format
-    matmuls = [("matmul", format) for format in range(4) if kernels.matmul[format] != NULL]
+    matmuls = [("matmul", format) for format in range(NUM_FORMATS) if kernels.matmul[format] != NULL]
     rows = {
         "rms_norm": kernels.rms_norm != NULL,
         "quantize": kernels.quantize != NULL,
         "max": kernels.max != NULL,
         "argmax": kernels.argmax != NULL,
         "exp_sum": kernels.exp_sum != NULL,
-        "read": kernels.read != NULL,
     }
     attends = [("attend", format) for format in range(NUM_KV_FORMATS) if kernels.attend[format] != NULL]
     return [*matmuls, *attends, *((operation, -1) for operation, is_there in rows.items() if is_there)]
@@ -327,14 +324,14 @@ cdef class Core:
             e.workers[w].attention = <float *>self.keep(f"attention {w}", attention)
             e.workers[w].swept_bytes = swept_bytes[w]
             e.workers[w].fetch = choose_fetch(swept_bytes[w], sum(swept_bytes))
-            e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w] + ARENA_SLACK)
+            e.workers[w].arena = <uint8_t *>self.arena(arena_bytes[w])
             scratch = aligned_zeros(scratch_bytes(e.limits.max_num_batched_tokens, largest_k), np.uint8)
             e.workers[w].scratch = <uint8_t *>self.keep(f"scratch {w}", scratch)
         e.kv = <uint8_t *>self.arena(e.kv_tile * e.dims.layers * e.limits.num_kv_blocks * e.dims.kv_heads)
         self.set_sequences(sequences)
-        e.rows = <Row *>self.keep("rows", np.zeros(3 * e.limits.max_num_batched_tokens, np.int32))
+        e.rows = <Row *>self.keep("rows", np.zeros(e.limits.max_num_batched_tokens * sizeof(Row), np.uint8))
         e.wanted = <int32_t *>self.keep("wanted", np.zeros(max(1, e.limits.max_num_logits), np.int32))
-        e.spans = <Span *>self.keep("spans", np.zeros(4 * e.limits.max_num_seqs, np.int32))
+        e.spans = <Span *>self.keep("spans", np.zeros(e.limits.max_num_seqs * sizeof(Span), np.uint8))
         e.ring.entries = <Entry *>self.keep("entries", entries)
         e.ring.capacity = len(entries)
         gate_init(&e.ring.published)

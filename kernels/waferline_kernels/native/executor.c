@@ -1,4 +1,3 @@
-#define _GNU_SOURCE
 #include "executor.h"
 
 #include "instructions.h"

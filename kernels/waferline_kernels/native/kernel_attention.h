@@ -44,24 +44,31 @@ typedef struct {
     NextTiles *next; /* of float formats; only bf16 asks for any */
 } Scratch;
 
+/* The first `count` floats of what is left. */
+INLINE float *take(float **rest, int64_t count) {
+    float *taken = *rest;
+    *rest += count;
+    return taken;
+}
+
 INLINE Scratch carve_scratch(const Attention *t) {
     Scratch s = {.stride = kv_value_stride(t->head_dim), .vectors = t->rows * t->heads};
-    float *at = t->scratch;
+    float *rest = t->scratch;
     enum { V = ATTEND_VECTORS, W = V + ATTEND_SPARE };
-    s.queries = at;
-    s.context = at += W * round_up(t->head_dim, 32);
-    s.weights = at += W * round_up(s.stride, 32);
-    s.codes = at += W * CHUNK_TOKENS;
-    s.denominators = at += V * CHUNK_TOKENS / 2;
-    s.largest = at += V * 16;
-    s.next_largest = at += V;
-    s.decay = at += V;
-    s.peaks = at += V;
-    s.score_scales = at += V;
-    s.weight_scales = at += V;
-    s.query_sums = (int32_t *)(at += V);
-    s.ends = (int32_t *)(at += V);
-    s.converted = at += V;
+    s.queries = take(&rest, W * round_up(t->head_dim, 32));
+    s.context = take(&rest, W * round_up(s.stride, 32));
+    s.weights = take(&rest, W * CHUNK_TOKENS);
+    s.codes = take(&rest, V * CHUNK_TOKENS / 2);
+    s.denominators = take(&rest, V * 16);
+    s.largest = take(&rest, V);
+    s.next_largest = take(&rest, V);
+    s.decay = take(&rest, V);
+    s.peaks = take(&rest, V);
+    s.score_scales = take(&rest, V);
+    s.weight_scales = take(&rest, V);
+    s.query_sums = (int32_t *)take(&rest, V);
+    s.ends = (int32_t *)take(&rest, V);
+    s.converted = rest;
     return s;
 }
 

@@ -22,7 +22,7 @@ INLINE float to_query_codes(const float *x, int n, int8_t *high, int8_t *low, in
     for (int i = 0; i < n; i += 16) {
         const Float16 v = load16(x + i);
         EACH(p) {
-            const FloatV shifted = v.v[p] * inverse + 12582912.0f; /* round_even, with the integer in the low bits */
+            const FloatV shifted = v.v[p] * inverse + NO_FRACTION; /* round_even, with the integer in the low bits */
             const IntV code = ((IntV)shifted & 0x7FFFFF) - 0x400000, upper = (code + 64) >> 7; /* of NaN 0 */
             store_codes(high + i + p * LANES, upper);
             store_codes(low + i + p * LANES, code - (upper << 7));
@@ -132,7 +132,7 @@ static void NAMED(soften_codes)(const Attention *t, const Scratch *s) {
             EACH(p) x.v[p] = x.v[p] * inverse * weights.v[p];
             if (i + 16 > tokens) x = first_lanes(x, tokens - i, 0.0f); /* whatever those scales are */
             EACH(p) {
-                const IntV code = (IntV)(x.v[p] + 12582912.0f) & 0x3FFFFF; /* to the nearest, ties to even */
+                const IntV code = (IntV)(x.v[p] + NO_FRACTION) & 0x3FFFFF; /* to the nearest, ties to even */
                 store_codes(high + i + p * LANES, code >> 7);
                 store_codes(low + i + p * LANES, code & 127);
             }

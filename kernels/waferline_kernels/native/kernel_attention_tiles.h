@@ -16,6 +16,7 @@
 #define WAFERLINE_KERNEL_ATTENTION_TILES_H
 
 #include "kernel_attention.h"
+#include "kernel_tiles.h"
 
 enum { TILE_VECTORS = TILE_ROWS / 2, SMALLEST_TILED_HEAD = 32 };
 

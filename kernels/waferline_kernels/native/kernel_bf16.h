@@ -12,6 +12,8 @@
 #ifndef WAFERLINE_KERNEL_BF16_H
 #define WAFERLINE_KERNEL_BF16_H
 
+#include "kernel_tiles.h"
+
 /* Tiles of K that many rows pass over at a time: so many of two strips are 16 KiB, and stay in L1. Twice as many are some
  * 20% slower; fewer are slower too, for in between the sums go through memory. */
 enum { SPLIT_K = 32, BLOCK_TILES = 8, BF16_PREFETCH_BYTES = 2048, TILE_SUMS = TILE_ROWS * TILE_N };
@@ -80,8 +82,10 @@ INLINE void add_bf16_tiles(Bf16Matmul *p, const uint8_t *const *a, const uint8_t
             _tile_dpbf16ps(2, 5, 6);
             if (strips == 2) _tile_dpbf16ps(3, 5, 7);
         }
-        for (int j = 0; j < strips; j++, p->ahead[j - 1] += p->lines_ahead * LINE_BYTES)
+        for (int j = 0; j < strips; j++) {
             for (int line = 0; line < p->lines_ahead; line++) __builtin_prefetch(p->ahead[j] + line * LINE_BYTES);
+            p->ahead[j] += p->lines_ahead * LINE_BYTES;
+        }
         _tile_loadd(4, first + p->half, LINE_BYTES);
         _tile_dpbf16ps(0, 4, 6);
         if (strips == 2) _tile_dpbf16ps(1, 4, 7);

@@ -20,9 +20,11 @@ INLINE FloatV clip(FloatV x, float low, float high) {
     return choose(x > high, splat(high), x);
 }
 
+#define MIN_STEP 1e-30f /* tiles.MIN_STEP */
+
 /* 1 / step; steps too small to invert count as 0, and their weights become zeros. */
 INLINE FloatV invert(FloatV step) {
-    return choose(magnitude(step) < 1e-30f, splat(0.0f), 1.0f / step);
+    return choose(magnitude(step) < MIN_STEP, splat(0.0f), 1.0f / step);
 }
 
 INLINE IntV to_bfloat16(FloatV x) {

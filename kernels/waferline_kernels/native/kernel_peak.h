@@ -3,8 +3,7 @@
 #ifndef WAFERLINE_KERNEL_PEAK_H
 #define WAFERLINE_KERNEL_PEAK_H
 
-#include "kernel_vectors.h"
-#include "kernels.h"
+#include "kernel_matmul.h"
 
 /* Sums side by side: enough for the dot product's latency (5 cycles, two a cycle), as many as there are registers. */
 enum { PEAK_CHAINS = LANES == 16 ? 12 : LEVEL_MAX_ROWS };

@@ -53,17 +53,19 @@ INLINE FloatV smaller(FloatV a, FloatV b) {
 #endif
 }
 
-/* To the nearest integer, ties to even, for |x| < 2^22: adding 1.5 * 2^23 leaves no room for a fraction. */
+#define NO_FRACTION 12582912.0f /* 1.5 * 2^23: adding it leaves no room for a fraction */
+
+/* To the nearest integer, ties to even, for |x| < 2^22. */
 INLINE FloatV round_even(FloatV x) {
-    return (x + 12582912.0f) - 12582912.0f;
+    return (x + NO_FRACTION) - NO_FRACTION;
 }
 
 /* exp(x), 2 ulp: 2^n * p(r) with |r| <= ln(2) / 2 and Cephes' expf polynomial. Zero below -87.3, finite above 88. */
 INLINE FloatV exponential(FloatV x) {
     const IntV vanishes = x < -87.3f;
     x = smaller(splat(88.0f), larger(splat(-87.3f), x));
-    const FloatV shifted = multiply_add(x, splat(1.44269504f), splat(12582912.0f)); /* round_even, with n in the low bits */
-    const FloatV n = shifted - 12582912.0f;
+    const FloatV shifted = multiply_add(x, splat(1.44269504f), splat(NO_FRACTION)); /* round_even, with n in the low bits */
+    const FloatV n = shifted - NO_FRACTION;
     const FloatV r = multiply_add(n, splat(2.12194440e-4f), multiply_add(n, splat(-0.693359375f), x));
     FloatV p = splat(1.9875691500e-4f);
     p = multiply_add(p, r, splat(1.3981999507e-3f));
@@ -80,7 +82,7 @@ INLINE FloatV exponential(FloatV x) {
 INLINE FloatV power_of_two(FloatV x) {
     const IntV vanishes = x < -125.0f;
     x = larger(splat(-125.0f), x);
-    const FloatV shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f); /* n in the low bits of `shifted` */
+    const FloatV shifted = x + NO_FRACTION, r = x - (shifted - NO_FRACTION); /* n in the low bits of `shifted` */
     FloatV p = splat(1.535336188e-4f);
     p = multiply_add(p, r, splat(1.339887440e-3f));
     p = multiply_add(p, r, splat(9.618437358e-3f));

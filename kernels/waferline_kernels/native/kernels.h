@@ -27,9 +27,9 @@ typedef struct {
     const float *x; /* [rows][x_stride], for float formats */
     int64_t x_stride;
     QuantizedRows act;
-    const uint8_t *halves; /* x as `split` makes it, for bf16 where the level has that */
+    const uint8_t *halves; /* [split_bytes(rows, k)] x as `split` makes it, for bf16 where the level has that */
     uint8_t *scratch;  /* [scratch_bytes(rows, k)], the worker's own */
-    const float *bias; /* of the first strip's columns on, or NULL */
+    const float *bias; /* [count * 16], or NULL */
     float *dst;        /* [rows][dst_stride], from what the first strip becomes on */
     int64_t dst_stride;
 } Matmul;
@@ -61,14 +61,11 @@ static inline int64_t split_bytes(int64_t rows, int64_t k) {
     return round_up(rows, 16) * 2 * 2 * round_up(k, 32);
 }
 
-/* What a kernel may read beyond the last strip of an arena. */
-enum { ARENA_SLACK = 1024 };
-
 /* Some of the query heads that share a KV head, over consecutive rows of one sequence. */
 typedef struct {
-    const uint8_t *kv;          /* the KV head's tile of block 0 */
+    const uint8_t *kv;          /* [blocks][block_stride] from the KV head's tile of block 0 on */
     int64_t block_stride;       /* bytes to its tile of the next block */
-    const int32_t *block_table; /* the sequence's */
+    const int32_t *block_table; /* [blocks of the sequence] */
     const float *query;         /* [rows][heads][head_dim], rotated; rows query_stride apart */
     float *context;             /* [rows][heads][head_dim]; rows context_stride apart */
     int64_t query_stride, context_stride;
@@ -114,7 +111,7 @@ static inline int64_t attend_scratch_floats(int32_t head_dim) {
 
 typedef struct {
     const char *level;
-    void (*matmul[4])(const Matmul *); /* by the weights' format */
+    void (*matmul[NUM_FORMATS])(const Matmul *); /* by the weights' format */
     /* rows begin .. end - 1 of m->x -> halves[split_bytes(rows, k)], which the matmul of bf16 reads; NULL where the level
      * takes the rows as they are */
     void (*split)(const Matmul *m, int32_t begin, int32_t end, uint8_t *halves);
@@ -138,9 +135,9 @@ typedef struct {
     uint64_t (*read)(const uint8_t *x, int64_t bytes, const Fetch *fetch);
     /* `macs` multiply-adds or a little more of the level's own dot product on operands in registers, by the weights'
      * format; returns those done. What a peak is measured with */
-    int64_t (*peak[4])(int64_t macs);
+    int64_t (*peak[NUM_FORMATS])(int64_t macs);
     /* weights[rows][k], at most 16 rows -> a strip; whether all are finite. By the format; NULL where it is not quantised */
-    int (*pack[4])(const float *weights, int32_t rows, int32_t k, uint8_t *strip);
+    int (*pack[NUM_FORMATS])(const float *weights, int32_t rows, int32_t k, uint8_t *strip);
 } KernelTable;
 
 extern const KernelTable kernels_base;

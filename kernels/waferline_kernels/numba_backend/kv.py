@@ -9,6 +9,7 @@ from ..kv_cache import KV_BF16, KV_F32, KV_INT8
 from ..sequences import KV_BLOCK_SIZE
 from ..tiles import LINE_BYTES, MIN_ACTIVATION_MAX, Q8_MAX_CODE, TILE_N
 from .jit import inlined, kernel
+from .rows import NO_FRACTION
 from .state import State
 from .vectors import (
     Vector,
@@ -23,7 +24,6 @@ from .vectors import (
 F32_CODE, BF16_CODE, INT8_CODE = KV_F32.code, KV_BF16.code, KV_INT8.code
 ELEMENT_BYTES = (4, 2, 1)  # by format
 MAX_CODE = np.float32(Q8_MAX_CODE)
-NO_FRACTION = np.float32(12582912.0)  # see rows.round_even
 
 
 @inlined
