@@ -192,6 +192,7 @@ class LLM(_EmbeddedEngine):
         try:
             self._submit(request_id, prompt, params, options, handed_over.put)
             while True:
+                self._core.check_process()
                 for message in handed_over.get():
                     if isinstance(message, Delta):
                         yield message
@@ -228,8 +229,9 @@ class AsyncLLM(_EmbeddedEngine):
         pairs = pair_prompts(prompts, sampling_params)
         collectors = [RequestCollector(self._new_id(), *pair) for pair in pairs]
         try:
-            tokenized = [(await self._tokenized(prompt), params) for prompt, params in pairs]
-            self._submit_all(collectors, tokenized, options, partial(_post, loop, done))
+            tokenized = await self._tokenized([prompt for prompt, _ in pairs])
+            pairs = [(prompt, params) for prompt, (_, params) in zip(tokenized, pairs, strict=True)]
+            self._submit_all(collectors, pairs, options, partial(_post, loop, done))
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = await done.get()
@@ -254,12 +256,15 @@ class AsyncLLM(_EmbeddedEngine):
         loop, handed_over = asyncio.get_running_loop(), asyncio.Queue[list[EngineOutput]]()
         self._named[request_id] = engine_id
         try:
-            prompt = await self._tokenized(prompt)
-            if self._named[request_id] is None:
+            [prompt] = await self._tokenized([prompt])
+            if self._is_aborted(request_id):
                 return
             self._submit(engine_id, prompt, params, options, partial(_post, loop, handed_over))
             while True:
+                self._core.check_process()
                 for message in await handed_over.get():
+                    if self._is_aborted(request_id):
+                        return
                     if isinstance(message, Delta):
                         message.request_id = request_id
                         yield message
@@ -269,13 +274,19 @@ class AsyncLLM(_EmbeddedEngine):
             del self._named[request_id]
             self._withdraw(engine_id)
 
-    async def _tokenized(self, prompt: Prompt) -> Prompt:
-        """A long prompt's token ids, made on another thread: the event loop goes on. What has none is left as it is, for
-        its request to fail by it."""
-        if not is_slow_to_tokenize(prompt):
-            return prompt
+    def _is_aborted(self, request_id: str) -> bool:
+        return self._named[request_id] is None
+
+    async def _tokenized(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts with token ids for texts, made on another thread where it takes long: the event loop goes on."""
+        if not is_slow_to_tokenize(*prompts):
+            return prompts
+        return await asyncio.to_thread(lambda: [self._token_ids(prompt) for prompt in prompts])
+
+    def _token_ids(self, prompt: Prompt) -> Prompt:
+        """What has none is left as it is, for its request to fail by it."""
         try:
-            return await asyncio.to_thread(self.tokenizer.encode, prompt) or prompt
+            return self.tokenizer.encode(prompt) or prompt if isinstance(prompt, str) else prompt
         except ValueError:
             return prompt
 

@@ -191,7 +191,8 @@ class ReferenceExecutor(StepwiseExecutor):
     def _finish(self, slot: int, position: int, token: int) -> Finish:
         params = self.sequences.sampling[slot]
         num_output = position + 1 - params["num_prompt_tokens"]
-        if token in params["stop_ids"][: params["num_stop_ids"]]:
+        is_stop_id = token in params["stop_ids"][: params["num_stop_ids"]]
+        if is_stop_id and num_output >= params["min_tokens"]:  # drawn before where no other token may be
             return Finish.STOP
         if num_output >= params["max_tokens"] or position + 1 >= self.limits.max_model_len:
             return Finish.LENGTH

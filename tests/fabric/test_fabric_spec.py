@@ -71,6 +71,16 @@ def test_a_cache_that_cannot_be_written_is_done_without(measured: list[int], tmp
     assert measured == [2]
 
 
+def test_a_user_without_a_home_has_no_cache(measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert host_fabric(2).cores == 2
+    assert measured == [2]
+
+
 def test_the_wafer_s_published_figures() -> None:
     wafer = wse3()
     assert wafer.cores == 900_000

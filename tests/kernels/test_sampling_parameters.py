@@ -20,7 +20,7 @@ from waferline_kernels.constraints import (
     pack_constraints,
     unpack_allowed_ids,
 )
-from waferline_kernels.executor import Executor
+from waferline_kernels.executor import Executor, StopReason
 from waferline_kernels.ring import Finish
 from waferline_kernels.sampling import sample_token
 from waferline_kernels.sequences import SPAN
@@ -214,6 +214,15 @@ def test_no_stop_id_comes_before_min_tokens(executor: Executor, logits_after: np
         assert token == z.argmax()
     assert not set(tokens[:5]) & set(stop_ids)
     assert set(entries["finish"][:-1].tolist()) <= {Finish.NONE}
+
+
+def test_a_stop_id_that_alone_may_be_drawn_ends_nothing_before_min_tokens(executor: Executor) -> None:
+    fill_slot(executor, 0, [3], stop_ids=[7], allowed_ids=[7], min_tokens=5)
+    result = executor.run(PROGRAM, np.array([(0, 0, 1, 1)], SPAN), 30)
+    entries = executor.ring.drain()
+    assert result.reason is StopReason.FINISHED
+    assert entries["token"].tolist() == [7] * 5
+    assert entries["finish"].tolist() == [Finish.NONE] * 4 + [Finish.STOP]
 
 
 def test_penalties_come_after_the_bias(executor: Executor, logits_after: np.ndarray) -> None:

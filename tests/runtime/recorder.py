@@ -83,6 +83,10 @@ class RecordingCore:
             if isinstance(message, Delta) and index in (None, message.index)
         ]
 
+    def num_tokens(self, request_id: str) -> int:
+        """Of its deltas so far."""
+        return sum(len(delta.token_ids) for delta in self.deltas(request_id))
+
     def wait(self, request_id: str) -> Finished | RequestError:
         """The request's last message."""
 
@@ -117,17 +121,17 @@ class RecordingCore:
         return end.code, end.message
 
     def check_protocol(self, request_id: str) -> None:
-        """Accepted, deltas and Finished in this order, one delta for each token, counts that agree."""
+        """Accepted, deltas and Finished in this order, one delta for each token and one for what an abort lets out, counts
+        that agree."""
         accepted, *deltas, finished = self.messages[request_id]
         assert isinstance(accepted, Accepted)
         assert isinstance(finished, Finished)
         assert finished.num_prompt_tokens == len(accepted.prompt_token_ids)
-        assert finished.num_output_tokens == len(deltas)
-        for delta in deltas:
-            assert isinstance(delta, Delta)
-            assert len(delta.token_ids) == 1
+        assert finished.num_output_tokens == sum(len(delta.token_ids) for delta in deltas)
+        assert all(isinstance(delta, Delta) for delta in deltas)
         for index, reason in enumerate(finished.finish_reasons):
             own = self.deltas(request_id, index)
+            assert all(len(delta.token_ids) == 1 for delta in own[: -1 if reason == "abort" else None])
             assert [delta.finish_reason for delta in own[:-1]] == [None] * (len(own) - 1)
             assert reason == "abort" or own[-1].finish_reason == reason
 

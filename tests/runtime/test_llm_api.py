@@ -336,6 +336,40 @@ def test_streams_go_on_while_a_long_prompt_is_tokenized(monkeypatch: pytest.Monk
     asyncio.run(run())
 
 
+def test_many_prompts_are_tokenized_aside_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL) as llm:
+            encode, threads = llm.tokenizer.encode, set()
+
+            def noted_encode(text: str) -> list[int]:
+                threads.add(threading.current_thread())
+                return encode(text)[:5]
+
+            monkeypatch.setattr(llm.tokenizer, "encode", noted_encode)
+            few = SamplingParams(max_tokens=1)
+            await llm.generate("abc", few)
+            assert threads == {threading.main_thread()}
+            threads.clear()
+            await llm.generate(["a" * (LONG_PROMPT // 4)] * 4, few)
+            assert threading.main_thread() not in threads
+
+    asyncio.run(run())
+
+
+def test_an_aborted_stream_has_no_further_deltas() -> None:
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL) as llm:
+            seen = 0
+            async for _ in llm.stream("abc", LONG, request_id="mine"):
+                seen += 1
+                while llm.stats()["generation_tokens_total"] < 20:
+                    await asyncio.sleep(0.001)  # deltas pile up
+                await llm.abort("mine")
+            assert seen == 1
+
+    asyncio.run(run())
+
+
 def test_an_async_llm_outlives_an_event_loop() -> None:
     llm = AsyncLLM(TINY_MODEL)
     try:
@@ -358,19 +392,30 @@ print([name for name in ("numpy", "numba", "tokenizers", "waferline_kernels", "w
 
 def test_a_forked_child_is_told_that_the_engine_is_not_its_own() -> None:
     code = f"""
-import os, sys, time, warnings
+import gc, os, socket, sys, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads
 from waferline import LLM, SamplingParams
+from waferline.fabric.host import claim_cpus
 llm = LLM({str(TINY_MODEL)!r}, threads=2)
+stream = llm.stream("abc", SamplingParams(max_tokens=9, ignore_eos=True))
+next(stream)
+list(stream)
+stream = llm.stream("abc", SamplingParams(max_tokens=200, ignore_eos=True))
+next(stream)
 expected = llm.generate("abc", SamplingParams(max_tokens=5, seed=1))[0].outputs[0].token_ids
 time.sleep(0.1)
 child = os.fork()
 if child == 0:
-    try:
-        llm.generate("abc")
-    except RuntimeError as error:
-        assert "after a fork, make another one" in str(error)
-        sys.exit(3)  # by way of what ends the engine at exit
+    refusals = 0
+    for use in (lambda: llm.generate("abc"), llm.stats, lambda: next(stream)):
+        try:
+            use()
+        except RuntimeError as error:
+            assert "after a fork, make another one" in str(error)
+            refusals += 1
+    claim_cpus((), 0)
+    holders = [s for s in gc.get_objects() if isinstance(s, socket.socket) and s.fileno() >= 0]
+    sys.exit(refusals + len(holders))  # by way of what ends the engine at exit
 status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 assert llm.generate("abc", SamplingParams(max_tokens=5, seed=1))[0].outputs[0].token_ids == expected
 sys.exit(status)

@@ -89,6 +89,18 @@ def test_the_end_token_gives_no_stop_reason(tiny_model: Model, free: tuple[list[
         assert (named.token_ids, named.stop_reason) == (output.token_ids, end)
 
 
+def test_a_cancelled_completion_keeps_the_text_that_might_have_become_a_stop_string(tiny_model: Model) -> None:
+    with RecordingCore(tiny_model) as recorder:
+        text = recorder.run(PROMPT, seed=1, max_tokens=60, ignore_eos=True).outputs[0].text
+        recorder.slow_down()
+        recorder.add("a", PROMPT, seed=1, max_tokens=200, ignore_eos=True, stop=[text + "never"])
+        recorder.wait_for_deltas("a", 8)
+        recorder.core.abort("a")
+        recorder.finish("a")
+        token_ids = [token for delta in recorder.deltas("a") for token in delta.token_ids]
+        assert "".join(delta.text for delta in recorder.deltas("a")) == tiny_model.tokenizer.decode(token_ids)
+
+
 def test_no_end_token_comes_before_min_tokens(tiny_model: Model) -> None:
     with RecordingCore(tiny_model) as recorder:
         first = recorder.run(PROMPT, temperature=0, max_tokens=1).outputs[0].token_ids[0]

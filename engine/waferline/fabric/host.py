@@ -7,6 +7,7 @@ import os
 import re
 import reprlib
 import socket
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,17 +71,31 @@ def parse_size(text: str) -> int:
 class CpuClaim:
     """CPUs that this engine pins its workers to, so that two engines on a machine do not pin to the same ones.
 
-    A claim is an abstract Unix socket for each CPU (Linux): the kernel drops it with the process, whatever ends it.
+    A claim is an abstract Unix socket for each CPU (Linux): the kernel drops it with the process, whatever ends it. A
+    forked child, which has no engine, has no claim either.
     """
 
     def __init__(self, cpus: tuple[int, ...], sockets: list[socket.socket]) -> None:
         self.cpus = cpus
         self._sockets = sockets
+        _claims.add(self)
 
     def release(self) -> None:
         for claimed in self._sockets:
             claimed.close()
         self._sockets = []
+
+
+_claims: weakref.WeakSet[CpuClaim] = weakref.WeakSet()
+
+
+def _release_all() -> None:
+    for claim in list(_claims):
+        claim.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_all)
 
 
 def claim_cpus(candidates: tuple[int, ...], count: int) -> CpuClaim | None:

@@ -27,7 +27,9 @@ def choose_threads(program: Program, available: int) -> int:
 
 
 def check_threads(threads: int) -> None:
-    """Raise ValueError for a number of threads that no placement can have."""
+    """Raise ValueError for a number of threads that no placement can have, TypeError for what is no number of them."""
+    if not isinstance(threads, int) or isinstance(threads, bool):
+        raise TypeError(f"threads: {threads!r}, expected an integer")
     if not 1 <= threads <= MAX_THREADS:
         raise ValueError(f"threads: {threads}, expected 1 to {MAX_THREADS}")
 

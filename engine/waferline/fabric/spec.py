@@ -128,8 +128,8 @@ def _measure(threads: int, cpus: tuple[int, ...] | None) -> _Probe:
     curve = measure_curve(threads, cpus, int(_physical_memory() * MEMORY_SHARE))
     peaks, barrier = _measured_peaks(threads, cpus), measure_barrier(threads, cpus)
     probe = _Probe(curve.footprints, curve.bytes_per_second, peaks, barrier)
-    path = _probe_path(threads)
-    with contextlib.suppress(OSError):  # a cache that cannot be written is done without
+    with contextlib.suppress(OSError, RuntimeError):  # a cache that cannot be written, or has no place, is done without
+        path = _probe_path(threads)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_suffix(f".{os.getpid()}")
         scratch.write_bytes(msgspec.json.encode(probe))
@@ -144,7 +144,7 @@ def _measured_peaks(threads: int, cpus: tuple[int, ...] | None) -> dict[str, flo
 def _read_probe(threads: int) -> _Probe | None:
     try:
         probe = msgspec.json.decode(_probe_path(threads).read_bytes(), type=_Probe)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, RuntimeError, msgspec.DecodeError):  # RuntimeError: nobody's home directory is known
         return None
     rates = (*probe.bytes_per_second, *probe.macs_per_second.values())
     is_whole = (

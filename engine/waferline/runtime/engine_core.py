@@ -141,7 +141,7 @@ class EngineCore:
 
         self._process = os.getpid()
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
-        self._lock = threading.RLock()
+        self._lock: Any = threading.RLock()
         self._is_awake = threading.Event()  # the engine thread, and with it the drain thread
         self._has_ended = False
 
@@ -157,13 +157,17 @@ class EngineCore:
         """Ask for completions; ``on_output`` is told soon whether they are accepted. A prompt that is a string is
         tokenised in the calling thread. That there is too much to do already is told at once, in the calling thread.
         Raises RuntimeError in a forked child, which has the engine's memory but not its threads."""
-        if os.getpid() != self._process:
-            raise RuntimeError(f"the engine is process {self._process}'s: after a fork, make another one")
+        self.check_process()
         request = make_request(message, self.model, self._setup.limits.max_model_len, time.monotonic_ns())
         if isinstance(request, RequestError):
             self._post(request)
         else:
             self._enter(request)
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child, where nobody would answer."""
+        if os.getpid() != self._process:
+            raise RuntimeError(f"the engine is process {self._process}'s: after a fork, make another one")
 
     def _enter(self, request: Request) -> None:
         """Hand ``request`` to the engine thread, or answer it now, be it that a long step is running."""
@@ -192,8 +196,9 @@ class EngineCore:
         if os.getpid() != self._process:
             return
         self._post(Close(RequestFailed(SHUTTING_DOWN, "the engine was closed")))
-        if threading.current_thread() in (self._engine_thread, self._drain_thread):
-            # Garbage collection ran there and found the engine's owner: neither thread can wait for itself.
+        if threading.current_thread() in (self._engine_thread, self._drain_thread) or self._lock._is_owned():
+            # Garbage collection ran there and found the engine's owner, or a signal's handler where this thread has the
+            # lock: neither can wait for threads that wait for it.
             threading.Thread(target=self.close, name="waferline-close").start()
             return
         self._engine_thread.join()
@@ -209,7 +214,9 @@ class EngineCore:
             self._answer_rest()
 
     def stats(self) -> EngineStats:
-        """The numbers of this moment; what has been asked for but not yet been taken up is in none of them."""
+        """The numbers of this moment; what has been asked for but not yet been taken up is in none of them. Raises
+        RuntimeError in a forked child."""
+        self.check_process()
         setup, scheduler, runner = self._setup, self._scheduler, self._runner
         drafts = DraftCounts() if scheduler.speculator is None else scheduler.speculator.counts
         with self._lock:

@@ -42,7 +42,7 @@ class TokenLogprob(msgspec.Struct, array_like=True):
 
 class Delta(msgspec.Struct, tag="delta", omit_defaults=True, gc=False):
     """One token of one completion; all of its tokens, at its end, where ``output_kind`` is "final_only"; none where a
-    deadline lets out text that was held back.
+    cancellation or a deadline lets out text that was held back.
 
     ``text`` is what the token adds: empty while a character is incomplete, or while it could be the beginning of a stop
     string. ``prompt_logprobs`` come with the first delta of completion 0: a list for each prompt token, the first one

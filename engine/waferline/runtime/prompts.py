@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeGuard
+from typing import Any
 
 from .sampling_params import SamplingParams
 
@@ -12,9 +12,9 @@ Prompts = Prompt | list[str] | list[list[int]] | list[Prompt]
 LONG_PROMPT = 1 << 14  # characters
 
 
-def is_slow_to_tokenize(prompt: Prompt) -> TypeGuard[str]:
-    """Whether ``prompt`` takes a tokenizer some milliseconds, for which nobody else should wait."""
-    return isinstance(prompt, str) and len(prompt) >= LONG_PROMPT
+def is_slow_to_tokenize(*prompts: Prompt) -> bool:
+    """Whether ``prompts`` take a tokenizer some milliseconds, for which nobody else should wait."""
+    return sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) >= LONG_PROMPT
 
 
 def pair_prompts(

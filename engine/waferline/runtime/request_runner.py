@@ -240,7 +240,7 @@ class RequestRunner:
         for sequence in request.sequences:
             if sequence.is_finished:
                 continue
-            rest = held_back(sequence, self._last_token_ns) if reason == "deadline" else None
+            rest = held_back(sequence, self._last_token_ns)
             if rest is not None:
                 (outputs if sequence.gathered is None else sequence.gathered).append(rest)
             self._finish(sequence, reason, outputs)

@@ -135,7 +135,8 @@ static void sample_row(Executor *e, int32_t wanted, SampleScratch *scratch) {
                            : sample_token(e->kernels, logits, e->dims.vocab, &rules, tokens, position, scratch);
         const int32_t num_output = position + 1 - params->num_prompt_tokens;
         if (num_output >= params->max_tokens || position + 1 >= e->limits.max_model_len) entry->finish = FINISH_LENGTH;
-        for (int i = 0; i < params->num_stop_ids; i++)
+        /* a stop id is drawn before that where no other token may be */
+        for (int i = 0; i < params->num_stop_ids && num_output >= params->min_tokens; i++)
             if (entry->token == params->stop_ids[i]) entry->finish = FINISH_STOP;
     }
     if (entry->num_top >= 0) score_token(e->kernels, logits, e->dims.vocab, entry->num_top, entry, scratch);

@@ -178,10 +178,12 @@ def score(z: NDArray[np.float32], vocab: int, token: int, num_top: int, ids: NDA
 
 @kernel
 def finish_of(params: Any, token: int, position: int, max_model_len: int) -> int:
-    for i in range(params["num_stop_ids"]):
-        if params["stop_ids"][i] == token:
-            return Finish.STOP.value
-    if position + 1 - params["num_prompt_tokens"] >= params["max_tokens"] or position + 1 >= max_model_len:
+    num_output = position + 1 - params["num_prompt_tokens"]
+    if num_output >= params["min_tokens"]:  # a stop id is drawn before where no other token may be
+        for i in range(params["num_stop_ids"]):
+            if params["stop_ids"][i] == token:
+                return Finish.STOP.value
+    if num_output >= params["max_tokens"] or position + 1 >= max_model_len:
         return Finish.LENGTH.value
     return Finish.NONE.value
 
