@@ -1,4 +1,4 @@
-"""The kernel table as data: every kernel of every backend that this machine can run.
+"""The kernel table as data: the kernels of matmul, attention, rows and sampling that this machine can run.
 
 The native rows are read from the table that the C executor dispatches by; tests hold each to the reference, and
 ``waferline bench kernels`` measures each. A kernel's name is its specification: ``matmul_q8_64x16_avx512``.

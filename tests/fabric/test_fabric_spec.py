@@ -34,7 +34,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[i
 def test_the_host_is_measured_once_for_each_number_of_threads(measured: list[int], tmp_path: Path) -> None:
     host = host_fabric(2)
     assert (host.name, host.cores, host.curve.at(1024), host.macs_per_second["q4"]) == ("host", 2, 2e9, 4e9)
-    assert (host.links.meeting_seconds(2), host.links.meeting_seconds(1)) == (2e-7, 0)
+    assert (host.links.barrier_of(2), host.links.barrier_of(1)) == (2e-7, 0)
     assert host_fabric(2) is host
     host_fabric.cache_clear()  # another process
     assert host_fabric(2) == host
@@ -91,5 +91,5 @@ def test_the_wafer_s_published_figures() -> None:
 
 
 def test_a_barrier_grows_with_the_mesh() -> None:
-    assert Links(hop_seconds=1e-9).meeting_seconds(100) == pytest.approx(20e-9)
-    assert Links(barrier_seconds=1e-6, hop_seconds=1e-9).meeting_seconds(1) == 0
+    assert Links(hop_seconds=1e-9).barrier_of(100) == pytest.approx(20e-9)
+    assert Links(barrier_seconds=1e-6, hop_seconds=1e-9).barrier_of(1) == 0

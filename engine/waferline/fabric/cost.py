@@ -76,8 +76,8 @@ class _Cost:
     macs_per_second: float = 1.0
     row_bytes: float = 0.0  # of activations, for each row
     wanted_rows: bool = False
-    meeting_seconds: float = 0.0
-    meets_if_many: bool = False  # no barrier for few rows
+    barrier_seconds: float = 0.0
+    waits_if_many: bool = False  # no barrier for few rows
 
 
 class _StepCost(NamedTuple):
@@ -91,9 +91,9 @@ class _StepCost(NamedTuple):
     context_compute: float  # for each token attended to
     row: float  # of activations, for each row
     wanted_row: float  # for each row whose logits are wanted
-    meeting: float
-    meeting_if_many: float  # of rows
-    meeting_if_many_wanted: float
+    barrier: float
+    barrier_if_many: float  # of rows
+    barrier_if_many_wanted: float
 
     @classmethod
     def of(cls, costs: Iterable[_Cost], seconds_per_row_byte: float) -> _StepCost:
@@ -105,8 +105,8 @@ class _StepCost(NamedTuple):
             sums[wanted + "row"] += cost.row_bytes * seconds_per_row_byte
             sums["kv_bytes"] += cost.kv_bytes
             sums["context_compute"] += cost.context_macs / cost.macs_per_second
-            if_many = ("_if_many_wanted" if cost.wanted_rows else "_if_many") if cost.meets_if_many else ""
-            sums["meeting" + if_many] += cost.meeting_seconds
+            if_many = ("_if_many_wanted" if cost.wanted_rows else "_if_many") if cost.waits_if_many else ""
+            sums["barrier" + if_many] += cost.barrier_seconds
         return cls(**{name: sums[name] for name in cls._fields})
 
 
@@ -206,12 +206,12 @@ class CostModel:
     def _seconds(self, cost: _Cost, shape: StepShape, bandwidth: float) -> tuple[float, float, float, float]:
         """Sweeping, computing, reading and writing activations, and the barrier."""
         rows = shape.num_logits_rows if cost.wanted_rows else shape.num_rows
-        meets = rows > PRIVATE_ROWS or not cost.meets_if_many
+        waits = rows > PRIVATE_ROWS or not cost.waits_if_many
         return (
             (cost.bytes * (rows > 0) + cost.kv_bytes * shape.kv_tokens) / bandwidth,
             (cost.macs * rows + cost.context_macs * shape.context_tokens) / cost.macs_per_second,
             cost.row_bytes * rows * self._cores / self._near_bandwidth,
-            cost.meeting_seconds if meets else 0.0,
+            cost.barrier_seconds if waits else 0.0,
         )
 
     def _parts(self, shape: StepShape) -> tuple[float, float, float, float]:
@@ -220,11 +220,11 @@ class CostModel:
         sweeping, computing, attending, resting = self._factors
         bandwidth, step = self._core_bandwidth(shape), self._step
         swept = step.bytes + (step.wanted_bytes if num_logits_rows else 0.0)
-        rest = step.meeting + step.row * num_rows + step.wanted_row * num_logits_rows
+        rest = step.barrier + step.row * num_rows + step.wanted_row * num_logits_rows
         if num_rows > PRIVATE_ROWS:
-            rest += step.meeting_if_many
+            rest += step.barrier_if_many
         if num_logits_rows > PRIVATE_ROWS:
-            rest += step.meeting_if_many_wanted
+            rest += step.barrier_if_many_wanted
         return (
             swept / bandwidth * sweeping,
             (step.compute * num_rows + step.wanted_compute * num_logits_rows) * computing,
@@ -244,7 +244,7 @@ class CostModel:
         op, dims, where = Op(instruction["op"]), self._program.dims, self._residency
         k, n, wanted = int(instruction["k"]), int(instruction["n"]), bool(instruction["wanted_rows"])
         row_bytes = FLOAT_BYTES * (k + n) / where.cores
-        meeting = fabric.links.meeting_seconds(where.cores_used)
+        barrier = fabric.links.barrier_of(where.cores_used)
         if op in (Op.MATMUL, Op.LOGITS):
             spec, place = self._program.tensors[instruction["weight"]], where.places[int(instruction["weight"])]
             peak = fabric.macs_per_second[spec.format.name] * place.cores / fabric.cores
@@ -253,15 +253,15 @@ class CostModel:
                 macs=n * k * (2 if spec.interleaved else 1),
                 macs_per_second=peak,
                 wanted_rows=wanted,
-                meeting_seconds=meeting,
+                barrier_seconds=barrier,
             )
         if op is Op.ATTEND:
             return _Cost(
                 kv_bytes=self._kv_token_bytes / dims.layers / where.kv_cores,
                 context_macs=2 * dims.heads * dims.head_dim,
                 macs_per_second=fabric.macs_per_second["f32"] * where.kv_cores / fabric.cores,
-                meeting_seconds=meeting,
+                barrier_seconds=barrier,
             )
         if op in (Op.NORM, Op.QUANTIZE):
-            return _Cost(row_bytes=row_bytes, wanted_rows=wanted, meeting_seconds=meeting, meets_if_many=True)
-        return _Cost(row_bytes=row_bytes, wanted_rows=wanted or op is Op.SAMPLE, meeting_seconds=meeting)
+            return _Cost(row_bytes=row_bytes, wanted_rows=wanted, barrier_seconds=barrier, waits_if_many=True)
+        return _Cost(row_bytes=row_bytes, wanted_rows=wanted or op is Op.SAMPLE, barrier_seconds=barrier)

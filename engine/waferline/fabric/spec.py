@@ -37,7 +37,7 @@ class Links:
     barrier_seconds: float = 0.0
     hop_seconds: float = 0.0
 
-    def meeting_seconds(self, cores: int) -> float:
+    def barrier_of(self, cores: int) -> float:
         """Seconds that a barrier of ``cores`` cores, as near each other as may be, takes; one core waits for nobody."""
         return self.barrier_seconds + 2 * cores**0.5 * self.hop_seconds if cores > 1 else 0.0
 

@@ -29,7 +29,7 @@ static int has_avx512(void) {
 #endif
 }
 
-/* What was measured, where, is in docs/architecture.md ("How kernels fetch ahead"). */
+/* What was measured, where, is in docs/kernels.md ("Fetching ahead"). */
 Fetch choose_fetch(int64_t bytes, int64_t total_bytes) {
     const int family = amd_family(), is_zen_5 = family >= ZEN_5_FAMILY;
     const int is_in_l2 = bytes <= (family ? MOST_IN_AMD_L2 : MOST_IN_L2), is_in_l3 = total_bytes <= MOST_IN_AMD_L3;

@@ -19,12 +19,12 @@ static void run_loop(void *context, int worker) {
 typedef struct {
     Team *team;
     int count;
-} Meetings;
+} Barriers;
 
-static void meet(void *context, int worker) {
-    Meetings *m = context;
+static void wait_at_barriers(void *context, int worker) {
+    Barriers *b = context;
     (void)worker;
-    for (int i = 0; i < m->count; i++) team_barrier(m->team);
+    for (int i = 0; i < b->count; i++) team_barrier(b->team);
 }
 
 double measure_peak(const KernelTable *kernels, int num_workers, const int *cpus, int format, int64_t macs) {
@@ -40,11 +40,11 @@ double measure_peak(const KernelTable *kernels, int num_workers, const int *cpus
 }
 
 double measure_barrier(int num_workers, const int *cpus, int count) {
-    Meetings m = {.team = team_create(num_workers, cpus), .count = count};
-    if (!m.team) return -1.0;
-    team_attach(m.team);
-    team_run(m.team, meet, &m); /* once unmeasured: the threads wake */
-    const double seconds = team_seconds(m.team, meet, &m);
-    team_destroy(m.team);
+    Barriers b = {.team = team_create(num_workers, cpus), .count = count};
+    if (!b.team) return -1.0;
+    team_attach(b.team);
+    team_run(b.team, wait_at_barriers, &b); /* once unmeasured: the threads wake */
+    const double seconds = team_seconds(b.team, wait_at_barriers, &b);
+    team_destroy(b.team);
     return seconds / count;
 }
