@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """What quantisation costs: perplexity of a dtype and KV dtype and of f32 on a text, and the mean KL divergence of the two.
 
-    python benches/quality.py ../shared/models/stories260K \\
-        ../shared/corpora/tinystories_1000/tinystories_1000.txt --dtype q8 --stories 50
+    python benches/quality.py MODEL TEXT --dtype q8 --stories 50
 
 The dtype may also be ``q4_0``: the f32 model with its matrices rounded as llama.cpp rounds them in a Q4_0 file, where the
 output matrix has eight bits (``--pure`` leaves it four). Its activations stay in float32, which favours it a little.

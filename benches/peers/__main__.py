@@ -1,6 +1,6 @@
 """The same work on Waferline and on the engines a user would pick instead, alternating, in one run.
 
-    PYTHONPATH=engine:kernels python -m benches.peers MODEL [MODEL ...] [--threads 2] [--out DIR]
+    python -m benches.peers MODEL [MODEL ...] [--threads 2] [--out DIR]
 
 Each engine runs in a process of its own with the same numbers of threads, greedily and past any end token, from the same
 prompts. One repeat gives each of them each piece of work once, so that a machine whose speed drifts does so for all; the

@@ -1,6 +1,6 @@
 """What 4 and 8 bits cost in llama.cpp's formats and in Waferline's: perplexity of one model on one text.
 
-    PYTHONPATH=engine:kernels python -m benches.peers.perplexity MODEL TEXT [--stories 50]
+    python -m benches.peers.perplexity MODEL TEXT [--stories 50]
 
 TEXT as in ``benches/quality.py``: stories that a line ``<|endoftext|>`` ends, each scored by itself from its token ids.
 "pure": every matrix in the named type; otherwise llama.cpp gives the output matrix more bits.

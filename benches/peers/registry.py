@@ -1,4 +1,5 @@
-"""The engines and the variants of each that are measured: the fastest settings that each has on a CPU."""
+"""The engines and the variants of each that are measured: of the settings tried on a CPU (each peer's file has them) the
+fastest; transformers runs eagerly, as it does unless it is told to compile."""
 
 from __future__ import annotations
 

@@ -99,6 +99,7 @@ class _EmbeddedEngine:
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """The model's: ``encode`` gives a text's token ids, ``decode`` the text of ids."""
         return self._core.model.tokenizer
 
     def stats(self) -> dict[str, Any]:
@@ -163,7 +164,7 @@ class LLM(_EmbeddedEngine):
         A prompt is a string or a list of token ids. ``sampling_params``: one for all prompts or one for each.
         ``options``: ``cache_salt``, ``priority``, ``tenant``, ``deadline_ms`` and ``queue_timeout_ms``, see
         RequestOptions. Raises RequestFailed, naming the prompt's index, where one fails; the others are aborted then,
-        as they are by Ctrl-C.
+        as they are by Ctrl-C. Raises TypeError or ValueError for prompts and parameters that do not pair.
         """
         done: queue.SimpleQueue[int] = queue.SimpleQueue()
         pairs = pair_prompts(prompts, sampling_params)
@@ -184,7 +185,7 @@ class LLM(_EmbeddedEngine):
         """The tokens of one prompt's completions, each as it is generated.
 
         The request begins with the first delta asked for. Closing the iterator before its end aborts it. Raises
-        RequestFailed where the request fails.
+        RequestFailed where the request fails, and TypeError for parameters that are none.
         """
         [(prompt, params)] = pair_prompts([prompt], sampling_params)
         handed_over: queue.SimpleQueue[list[EngineOutput]] = queue.SimpleQueue()

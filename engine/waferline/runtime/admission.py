@@ -19,7 +19,7 @@ they rarely do (``cautious_turns``), prompts have as little of a bounded step as
 come after ``margin`` times what is predicted. That follows how far off predictions were of late, as a retransmission
 timer does with fewer deviations (Jacobson, "Congestion Avoidance and Control", 1988; RFC 6298): let first tokens have
 come after 1.1 times what was predicted on average, and 0.15 times off that, then the next hardly takes more than 1.1 +
-5 * 0.15 times. So a machine that is slower at times than at others, be it that other tenants share its cores, accepts
+5 * 0.15 times. So a machine that is slower at times than at others, as where other tenants share its cores, accepts
 less.
 """
 
@@ -75,7 +75,7 @@ class AdmissionLimits:
 class Admission:
     """Decides for ``scheduler``, whose steps within ``limits`` take what ``cost_model`` says. No clock and no threads.
 
-    A request counts from ``check`` on, be it that the scheduler is told of it (``taken_up``) only later.
+    A request counts from ``check`` on, although the scheduler is told of it (``taken_up``) only later.
     """
 
     def __init__(

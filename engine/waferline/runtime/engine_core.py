@@ -170,7 +170,7 @@ class EngineCore:
             raise RuntimeError(f"the engine is process {self._process}'s: after a fork, make another one")
 
     def _enter(self, request: Request) -> None:
-        """Hand ``request`` to the engine thread, or answer it now, be it that a long step is running."""
+        """Hand ``request`` to the engine thread, or answer it now, even while a long step is running."""
         with self._lock:
             if not self._runner.let_in(request):
                 return

@@ -20,6 +20,8 @@ class Logprob:
 
 @dataclass
 class CompletionOutput:
+    """One completion of a prompt; ``index`` counts them from 0."""
+
     index: int
     text: str
     token_ids: list[int]
@@ -31,6 +33,8 @@ class CompletionOutput:
 
 @dataclass
 class RequestOutput:
+    """All completions of one prompt; ``finished`` is False while any of them goes on."""
+
     request_id: str
     prompt: str | None  # None where the prompt was token ids
     prompt_token_ids: list[int]

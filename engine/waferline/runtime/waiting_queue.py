@@ -204,7 +204,7 @@ class WaitingQueue:
         return sequence
 
     def finish(self, sequence: Sequence) -> None:
-        """Forget ``sequence``, which has ended, be it that it waits or that it runs."""
+        """Forget ``sequence``, which has ended, whether it waits or runs."""
         lane = sequence.lane
         self.charge(sequence)
         if sequence in lane.waiting:

@@ -26,7 +26,7 @@ from .team import NO_DESCRIPTOR, Team, pin_thread
 class NumbaExecutor(StepwiseExecutor):
     """Runs programs with kernels that numba compiles for this machine; ``level`` is the processor's name in LLVM.
 
-    The first executor on a machine takes numba some seconds to compile for; later ones find the code in its cache.
+    The first executor on a machine takes numba about a minute to compile for; later ones find the code in its cache.
     """
 
     name = "numba"
