@@ -90,6 +90,7 @@ class BuildNative(build_ext):
 setup(
     packages=find_packages("engine") + find_packages("kernels"),
     package_dir={"waferline": "engine/waferline", "waferline_kernels": "kernels/waferline_kernels"},
+    include_package_data=False,  # no C sources
     package_data={
         "waferline": ["py.typed", "demo/model/*", "demo/*.md"],
         "waferline_kernels": ["py.typed", "native/_native.pyi"],
