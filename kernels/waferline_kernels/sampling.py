@@ -62,10 +62,10 @@ def sample_token(logits: NDArray[np.float32], rules: SamplingRules, tokens: NDAr
     """The token that follows ``tokens`` (int32 [num_tokens]), from ``logits`` (float32 [vocab])."""
     params = rules.params
     z = penalized_logits(logits, rules, tokens)
-    if z.max() == -np.inf:
-        return int(allowed_tokens(rules, len(z)).argmax())
     if params["temperature"] != 0:
         z = z / params["temperature"]
+    if z.max() == -np.inf:
+        return int(allowed_tokens(rules, len(z)).argmax())
     if params["temperature"] == 0 or z.max() == np.inf:
         return int(z.argmax())
     weights = np.exp(z - z.max())

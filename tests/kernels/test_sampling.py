@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from helpers import TARGETS, fill_slot
 from programs import even_placement, make_executor, make_limits, matmul_program
 from waferline_kernels.executor import Executor
+from waferline_kernels.philox import uniform
 from waferline_kernels.sampling import log_softmax, penalized_logits, sample_token
 from waferline_kernels.sequences import SPAN, SamplingRules, SequenceTable
 from waferline_kernels.tiles import F32, pack_matrix
@@ -208,6 +209,39 @@ def test_of_logits_that_became_infinite_the_first_is_taken(executor: Executor, s
     assert entry["token"] == expected
     entry, logits = sample(executor, [3], **(sampling | {"temperature": 1e-40, "repetition_penalty": 1.0}))
     assert entry["token"] == 3 + np.flatnonzero(logits[3:] > 0)[0]
+
+
+def test_logits_that_the_temperature_takes_to_minus_infinity_leave_the_lowest_allowed(executor: Executor) -> None:
+    weights = {name: array.copy() for name, array in WEIGHTS.items()}
+    weights["matrix"].view(np.float32)[:] = -1e4
+    weights["embed"].view(np.float32)[:] = 1.0
+    other = make_executor(_target(executor), PROGRAM, even_placement(PROGRAM, 1), weights, make_limits())
+    try:
+        entry, logits = sample(other, [3], temperature=1e-38, allowed_ids=range(5, VOCAB), num_logprobs=2)
+        assert logits.max() < -1
+        assert entry["token"] == 5
+    finally:
+        other.close()
+
+
+def test_a_draw_at_the_end_of_the_sum_is_no_token_of_no_weight(target: str) -> None:
+    """The sum that a draw is a share of is added up in another order than the walk to it."""
+    vocab, nearly_one = 16384, 28_841_929  # a seed that draws 1 - 2e-8
+    assert uniform(nearly_one, 0, 1) > 1 - 1e-7
+    program, weights = matmul_program(vocab, 1, F32)
+    weights["embed"] = pack_matrix(np.ones((vocab, 1), np.float32), F32)
+    for seed in range(12):
+        row = np.random.default_rng(seed).standard_normal(vocab).astype(np.float32)
+        row[-1] = row.max() - 80
+        weights["matrix"] = pack_matrix(row[:, None], F32)
+        executor = make_executor(target, program, even_placement(program, 1), weights, make_limits())
+        try:
+            fill_slot(executor, 0, [1], temperature=1.0, seed=nearly_one)
+            executor.run(program, np.array([(0, 0, 1, 1)], SPAN), 1)
+            [entry] = executor.ring.drain()
+            assert entry["token"] < vocab - 1
+        finally:
+            executor.close()
 
 
 def _target(executor: Executor) -> str:

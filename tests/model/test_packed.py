@@ -183,3 +183,9 @@ def test_what_cannot_be_packed(fixtures_dir: Path, tmp_path: Path) -> None:
     pack_model(fixtures_dir / "tied", tmp_path / "packed")
     with pytest.raises(ModelError, match="expected 'demo' or a Hugging Face folder"):
         pack_model(tmp_path / "packed", tmp_path / "again")
+    folder = shutil.copytree(fixtures_dir / "tied", tmp_path / "folder")
+    for content, message in (("{broken", "generation_config.json"), ('{"eos_token_id": 9999}', "eos_token_id")):
+        (folder / "generation_config.json").write_text(content)
+        with pytest.raises(ModelError, match=message):
+            pack_model(folder, tmp_path / "never")
+    assert not (tmp_path / "never").exists()

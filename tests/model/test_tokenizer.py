@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizer_zoo import ZOO
 
@@ -52,6 +52,7 @@ def test_byte_level_ids_in_any_order_decode_as_the_library_does(token_ids: list[
         assert tokenizer.decode(token_ids, skip) == library.decode(token_ids, skip_special_tokens=skip)
 
 
+@example(token_ids=[3 + 32, 290])
 @given(token_ids=st.lists(st.sampled_from([0, 1, 2, *range(3 + 32, 3 + 127), *range(259, 290)]), max_size=30))
 def test_sentencepiece_ids_in_any_order_decode_as_the_library_does(token_ids: list[int]) -> None:
     library = ZOO["sentencepiece"]()
@@ -109,6 +110,26 @@ def test_vocab_size_counts_added_tokens() -> None:
 def test_not_a_tokenizer(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer that the tokenizers library reads"):
         Tokenizer.from_json_bytes(data)
+
+
+def test_a_tokenizer_that_cannot_encode_anything() -> None:
+    described = json.loads(ZOO["byte_level"]().to_str())
+    described["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<absent>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer that can be used: text: "):
+        Tokenizer.from_json_bytes(json.dumps(described).encode())
+
+
+def test_text_without_tokens_is_the_text_s_fault() -> None:
+    unigram = tokenizers.Tokenizer(tokenizers.models.Unigram([("a", -1.0), ("b", -2.0)], None, False))
+    tokenizer = wrap(unigram)
+    assert tokenizer.encode("ab") == [0, 1]
+    with pytest.raises(ValueError, match=r"text: .*unk_id.*, expected one that the tokenizer can encode"):
+        tokenizer.encode("aXb")
 
 
 def test_text_that_is_not_unicode() -> None:

@@ -117,18 +117,17 @@ def pack_model(model: str | Path, out: str | Path, dtype: str | None = None, cal
     folder = MODEL_DIR if model == DEMO else Path(model)
     if not folder.is_dir():
         raise ModelError(f"model: {str(model)!r}, expected {DEMO!r} or a Hugging Face folder")
-    Tokenizer.from_folder(folder)
     dtype = _checked_dtype(dtype or DEFAULT_DTYPE)
     if calibrate and DTYPES[dtype].format is not Q4:
         raise ModelError(f"calibrate: given with dtype {dtype!r}, expected dtype 'q4': other formats need none")
     out = Path(out)
     check_out(out, folder)
-    write_packed(folder, out, dtype, _calibrated(folder, dtype) if calibrate else NOT_CALIBRATED)
+    loaded = load_model(folder, dtype)
+    write_packed(folder, out, dtype, _calibrated(loaded.limited_to(TEXT_TOKENS)) if calibrate else NOT_CALIBRATED)
 
 
-def _calibrated(folder: Path, dtype: str) -> dict[str, NDArray[np.uint8]]:
-    loaded = load_model(folder, dtype).limited_to(TEXT_TOKENS)
-    packers = tensor_packers(Checkpoint(folder), loaded.config, loaded.program)
+def _calibrated(loaded: Model) -> dict[str, NDArray[np.uint8]]:
+    packers = tensor_packers(Checkpoint(loaded.path), loaded.config, loaded.program)
     first_token = next(iter(loaded.tokenizer.encode("")), loaded.bos_token_id or 0)
     return calibrated_strips(
         loaded.program, loaded.weights, packers, first_token, loaded.eos_token_ids, loaded.max_model_len

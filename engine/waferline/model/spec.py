@@ -145,7 +145,7 @@ def parse_config(config: Fields) -> ModelConfig:
         norm_eps=config.number("rms_norm_eps"),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
-        max_position_embeddings=config.integer("max_position_embeddings"),
+        max_position_embeddings=config.integer("max_position_embeddings", low=2),  # a token, and what follows
         tied=config.boolean("tie_word_embeddings", False),
         qkv_bias=attention_bias if architecture.qkv_bias is None else architecture.qkv_bias,
         o_bias=attention_bias and architecture.qkv_bias is None,

@@ -33,7 +33,7 @@ class Tokenizer:
         add_bos_token: bool = False,
     ) -> None:
         """Wrap ``tokenizer``. ``add_bos_token`` begins every text with ``bos_token_id``, where the tokenizer does not
-        do so by itself."""
+        do so by itself. Raises ValueError for one that cannot even encode the empty text."""
         # A text is encoded whole: limits and padding that a file carries over from training would change it silently.
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -41,7 +41,8 @@ class Tokenizer:
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self._prefix: list[int] = []
-        if add_bos_token and bos_token_id is not None and bos_token_id not in tokenizer.encode("").ids:
+        before_any_text = self._encode("")
+        if add_bos_token and bos_token_id is not None and bos_token_id not in before_any_text:
             self._prefix = [bos_token_id]
         self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         decoder = tokenizer.decoder  # its state is its part of tokenizer.json
@@ -61,13 +62,17 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises Exception itself
             raise ModelError(f"{where}: not a tokenizer that the tokenizers library reads: {error}") from None
-        if config is None:
-            return cls(tokenizer)
-        bos_token_id, eos_token_id = (_token_id(tokenizer, config, name) for name in ("bos_token", "eos_token"))
-        add_bos_token = config.boolean("add_bos_token", False)
-        if add_bos_token and bos_token_id is None:
-            config.fail("add_bos_token", "false, or a bos_token of the vocabulary")
-        return cls(tokenizer, bos_token_id, eos_token_id, add_bos_token)
+        bos_token_id = eos_token_id = None
+        add_bos_token = False
+        if config is not None:
+            bos_token_id, eos_token_id = (_token_id(tokenizer, config, name) for name in ("bos_token", "eos_token"))
+            add_bos_token = config.boolean("add_bos_token", False)
+            if add_bos_token and bos_token_id is None:
+                config.fail("add_bos_token", "false, or a bos_token of the vocabulary")
+        try:
+            return cls(tokenizer, bos_token_id, eos_token_id, add_bos_token)
+        except ValueError as error:
+            raise ModelError(f"{where}: not a tokenizer that can be used: {error}") from None
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> Tokenizer:
@@ -85,15 +90,24 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of ``text``, with the special tokens that a prompt begins with unless not ``add_special_tokens``.
-        Raises ValueError for text that is not Unicode (lone surrogates)."""
+        Raises ValueError for text that is not Unicode (lone surrogates), and for what the tokenizer has no tokens for."""
+        token_ids = self._encode(text, add_special_tokens)
+        return [*self._prefix, *token_ids] if add_special_tokens else token_ids
+
+    def _encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         try:
             text.encode()  # the library would take the text for no string at all
         except UnicodeEncodeError as error:
             raise ValueError(f"text: {error}, expected Unicode text") from None
-        # Of a batch, for that lets other threads run meanwhile: a megabyte takes the library seconds.
-        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        try:
+            # Of a batch, for that lets other threads run meanwhile: a megabyte takes the library seconds.
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # where the library panics it raises what is no Exception
+            raise ValueError(f"text: {error}, expected one that the tokenizer can encode") from None
         token_ids: list[int] = encoding.ids
-        return [*self._prefix, *token_ids] if add_special_tokens else token_ids
+        return token_ids
 
     def encode_word(self, word: str) -> list[tuple[int, ...]]:
         """The token ids of ``word`` as it is at the beginning of a text and, where that differs, after a space. Raises
@@ -150,8 +164,8 @@ class Tokenizer:
             # Like the library: a token with a character outside the alphabet stands for its own UTF-8.
             known = all(c in _BYTE_LEVEL_ALPHABET for c in token)
             return bytes(_BYTE_LEVEL_ALPHABET[c] for c in token) if known else token.encode()
-        if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)):
-            return bytes([int(match[1], 16)])
+        if self._byte_fallback and (match := _BYTE_TOKEN.fullmatch(token)) and (byte := int(match[1], 16)) >= 0x80:
+            return bytes([byte])  # which is no text by itself
         # Any other decoder is asked: what the token gives at the beginning, and what a second one adds to the first.
         first = self._tokenizer.decode([token_id], skip_special_tokens=False)
         if begins_text:

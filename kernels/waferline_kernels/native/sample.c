@@ -88,7 +88,9 @@ static int32_t draw_any(const float *weights, int32_t vocab, double total, doubl
         cumulative += weights[i];
         if (cumulative > target && weights[i] > 0.0f) return i;
     }
-    for (i = vocab - 1; i > 0 && weights[i] == 0.0f;) i--; /* rounding left the target at the end of the sum */
+    /* Beyond the end: `total` was rounded otherwise than the sum is here. */
+    if (cumulative < total) return draw_any(weights, vocab, cumulative, u);
+    for (i = vocab - 1; i > 0 && weights[i] == 0.0f;) i--;
     return i;
 }
 
@@ -137,7 +139,10 @@ int32_t sample_token(const KernelTable *kernels, const float *logits, int32_t vo
     if (!isfinite(total)) { /* a logit is NaN, which is never drawn, or the largest is infinite */
         for (int32_t i = 0; i < vocab; i++)
             if (isnan(z[i])) z[i] = -INFINITY;
-        if (isinf(largest / params->temperature)) return kernels->argmax(z, vocab);
+        if (isinf(largest / params->temperature)) {
+            const int32_t best = kernels->argmax(z, vocab);
+            return best < 0 ? lowest_allowed(rules, vocab) : best;
+        }
         total = kernels->exp_sum(z, vocab, largest / params->temperature, weights);
     }
     if (params->min_p > 0.0f) {
