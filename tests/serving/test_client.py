@@ -356,7 +356,7 @@ def test_a_connection_lost_before_is_nothing_to_a_new_request() -> None:
                 answerer.start()
                 ask()
                 answerer.join()
-            assert client._connection.monitor.poll(5000)
+            assert client._connection.dealer.monitor.poll(5000)
 
 
 def free_port() -> int:
@@ -426,7 +426,7 @@ def test_what_ctrl_c_may_have_lost_is_no_longer_waited_for(client: Client, monke
     recv = zmq.Socket.recv
 
     def interrupted(self: zmq.Socket[bytes], *arguments: Any, **options: Any) -> Any:
-        if self is client._connection.socket:  # the server's thread has sockets too
+        if self is client._connection.dealer.socket:  # the server's thread has sockets too
             raise KeyboardInterrupt
         return recv(self, *arguments, **options)
 

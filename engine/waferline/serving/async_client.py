@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+import weakref
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from .address import DEFAULT_ADDRESS
 from .call import Batch, Call
 from .client import DEFAULT_TIMEOUT_S
 from .connection import Connection
+from .dealer import Dealer
 from .session import Inbox, T, checked
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class AsyncClient:
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
         self._connection = Connection(address, timeout)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._readers = LoopReaders(self._connection.dealer, weakly(self._take_in))
         self._watchdog: asyncio.Handle | None = None
 
     async def generate(
@@ -64,7 +66,7 @@ class AsyncClient:
     ) -> AsyncTokenStream:
         """As ``Client.stream``; the request is sent at once, not with the first delta asked for."""
         self._start_waiting()
-        return AsyncTokenStream(self._connection, prompt, sampling_params, request_id, options)
+        return AsyncTokenStream(self, prompt, sampling_params, request_id, options)
 
     async def cancel(self, request_id: str) -> None:
         """As ``Client.cancel``."""
@@ -92,10 +94,6 @@ class AsyncClient:
         """Close the connection; the server ends what is in flight on it."""
         if self._watchdog is not None:
             self._watchdog.cancel()
-        if self._loop is not None:
-            self._loop.remove_reader(self._connection.socket.fileno())
-            self._loop.remove_reader(self._connection.monitor.fileno())
-            self._loop = None
         self._connection.close()
 
     async def __aenter__(self) -> AsyncClient:
@@ -108,29 +106,65 @@ class AsyncClient:
 
     def _start_waiting(self) -> None:
         """See to it that what arrives is taken in, and that silence is noticed."""
-        if self._connection.socket.closed:
+        if self._connection.closed:
             return  # sending will tell
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            self._loop, self._watchdog = loop, None
-            self._loop.add_reader(self._connection.socket.fileno(), self._connection.take_in)
-            self._loop.add_reader(self._connection.monitor.fileno(), self._connection.take_in)
+        if self._readers.loop is not loop:
+            self._readers.start(loop)
+            self._watchdog = None
         if not self._connection.session.is_waiting:
             self._connection.session.restart_silence()
         if self._watchdog is None:
-            self._watchdog = self._loop.call_soon(self._watch)
+            self._watchdog = loop.call_soon(weakly(self._watch))
+
+    def _take_in(self) -> None:
+        self._connection.take_in()
 
     def _watch(self) -> None:
         """Look after silence for as long as something is waited for."""
         session = self._connection.session
         self._connection.take_in()  # it may have arrived while the loop was busy
         self._watchdog = None
-        if self._loop is None or not session.is_waiting:
+        if self._readers.loop is None or not session.is_waiting:
             return
         delay, frame = session.check_silence()
         if frame is not None:
             self._connection.send(frame)
-        self._watchdog = self._loop.call_later(delay, self._watch)
+        self._watchdog = self._readers.loop.call_later(delay, weakly(self._watch))
+
+
+def weakly(method: Callable[[], None]) -> Callable[[], None]:
+    """``method`` as an event loop may keep it: a client that nobody else has is garbage, although the loop goes on."""
+    reference = weakref.WeakMethod(method)
+
+    def call() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return call
+
+
+class LoopReaders:
+    """Has an event loop call ``on_readable`` for the sockets of ``dealer``, until they are closed."""
+
+    def __init__(self, dealer: Dealer, on_readable: Callable[[], None]) -> None:
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._dealer = dealer
+        self._on_readable = on_readable
+        dealer.before_close = self.stop
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.stop()
+        self.loop = loop
+        for socket in (self._dealer.socket, self._dealer.monitor):
+            loop.add_reader(socket.fileno(), self._on_readable)
+
+    def stop(self) -> None:
+        if self.loop is not None and not self.loop.is_closed():
+            for socket in (self._dealer.socket, self._dealer.monitor):
+                self.loop.remove_reader(socket.fileno())
+        self.loop = None
 
 
 class AsyncInbox(Inbox[T]):
@@ -151,14 +185,15 @@ class AsyncTokenStream(Call, AsyncIterator[Delta]):
 
     def __init__(
         self,
-        connection: Connection,
+        client: AsyncClient,
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> None:
+        self._client = client  # takes in what arrives
         self._inbox: AsyncInbox[EngineOutput] = AsyncInbox()
-        super().__init__(connection, prompt, params, request_id, options, self._inbox)
+        super().__init__(client._connection, prompt, params, request_id, options, self._inbox)
 
     async def __anext__(self) -> Delta:
         while not self._is_over:

@@ -44,8 +44,8 @@ class Client:
     def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
         self._connection = Connection(address, timeout)
         self._poller = zmq.Poller()
-        self._poller.register(self._connection.socket, zmq.POLLIN)
-        self._poller.register(self._connection.monitor, zmq.POLLIN)
+        self._poller.register(self._connection.dealer.socket, zmq.POLLIN)
+        self._poller.register(self._connection.dealer.monitor, zmq.POLLIN)
 
     def generate(
         self,

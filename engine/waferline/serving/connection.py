@@ -1,8 +1,9 @@
-"""A client's socket, and how it learns that the server is gone."""
+"""A client's connection, and how it learns that the server is gone."""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from typing import Any
 
@@ -15,16 +16,14 @@ from ..runtime.request_options import RequestOptions
 from ..runtime.sampling_params import SamplingParams
 from . import wire
 from .address import check_address
+from .dealer import Dealer
 from .session import Inbox, Session
 
-HEARTBEAT_MS = 5_000
-HEARTBEAT_TIMEOUT_MS = 30_000
 READABLE = int(zmq.POLLIN)  # an enumeration's member takes a microsecond longer
-LINGER_MS = 100  # for a last cancel; where it is lost, the server notices that the client is gone
 
 
 class Connection:
-    """A DEALER socket connected to an address, and the monitor that tells when the connection breaks.
+    """What a client sends to an address and what comes of it: the sockets, and the session on them.
 
     Raises ValueError for what is not an address, or not a timeout.
     """
@@ -37,25 +36,20 @@ class Connection:
         self._is_lost = False
         self._thread = threading.get_ident()  # the last that used the socket
         self._dropped: deque[str] = deque()  # requests whose streams another thread's garbage collection found
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = self._context.socket(zmq.DEALER)
-        self.socket.set_hwm(0)  # read from the wire at once, so that heartbeats are answered however slow the reader
-        self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-        self.socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self.socket.setsockopt(zmq.IPV6, int("[" in address))
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        try:
-            self.socket.connect(address)
-        except zmq.ZMQError as error:
-            self.close()
-            raise ValueError(f"address: {address!r}: {zmq.strerror(error.errno or 0)}") from None
+        self.dealer = Dealer(address)
+        # Its reference keeps the sockets out of whatever cycle of garbage this is found in: what ZeroMQ's own finalizers
+        # would do there, in no order, waits for ever where the context comes before its sockets.
+        self._close_dealer = weakref.finalize(self, self.dealer.close)
+
+    @property
+    def closed(self) -> bool:
+        return self.dealer.closed
 
     def send(self, frame: bytes) -> None:
         """Send ``frame``, and take in what has arrived: sending can swallow the event that would have told of it."""
-        if self.socket.closed:
+        if self.closed:
             raise RequestFailed(UNAVAILABLE, "the client is closed")
-        self.socket.send(frame, zmq.NOBLOCK)
+        self.dealer.socket.send(frame, zmq.NOBLOCK)
         self.take_in()
 
     def generate(
@@ -94,7 +88,12 @@ class Connection:
         self.session.forget(request_id)
 
     def drop(self, request_id: str) -> None:
-        """Withdraw a request whose stream is garbage, which any thread may find: a socket is one thread's."""
+        """Withdraw a request whose stream is garbage, which any thread may find: a socket is one thread's.
+
+        Nothing where the connection is closed: at the program's end it is before the streams are found.
+        """
+        if self.closed:
+            return
         if threading.get_ident() == self._thread:
             self.withdraw(request_id)
         else:
@@ -106,7 +105,7 @@ class Connection:
         Nothing where this is at it already, interrupted by a stream's end: the frames' order is the tokens' order.
         Interrupted by Ctrl-C it goes on the next time.
         """
-        if self._is_taking_in or self.socket.closed:
+        if self._is_taking_in or self.closed:
             return False
         self._is_taking_in, self._thread = True, threading.get_ident()
         try:
@@ -125,26 +124,23 @@ class Connection:
             self._is_taking_in = False
 
     def _receive(self) -> None:
-        while _is_readable(self.monitor):
+        while _is_readable(self.dealer.monitor):
             self._is_lost = True  # what the server sent before that lies in the socket by now
-            self.monitor.recv_multipart()
-        while _is_readable(self.socket):
+            self.dealer.monitor.recv_multipart()
+        while _is_readable(self.dealer.socket):
             try:
-                self._arrived.append(self.socket.recv(zmq.NOBLOCK))
+                self._arrived.append(self.dealer.socket.recv(zmq.NOBLOCK))
             except BaseException:  # Ctrl-C: a frame may be lost, and nobody is to wait for it
                 for frame in self.session.cancel_all():
-                    self.socket.send(frame, zmq.NOBLOCK)
+                    self.dealer.socket.send(frame, zmq.NOBLOCK)
                 self.session.fail_all(INTERNAL, "interrupted while a message was received")
                 raise
 
     def close(self) -> None:
-        if self.socket.closed:
+        if self.closed:
             return
         self.session.fail_all(UNAVAILABLE, "the client was closed")
-        self.socket.disable_monitor()
-        self.monitor.close(linger=0)
-        self.socket.close()
-        self._context.term()
+        self._close_dealer()
 
 
 def _is_readable(socket: zmq.Socket[bytes]) -> bool:
