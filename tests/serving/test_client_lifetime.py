@@ -115,3 +115,52 @@ def test_a_stream_outlives_the_name_of_its_client(server: RunningServer) -> None
         assert len([delta async for delta in stream]) == 5
 
     asyncio.run(main())
+
+
+FORKED = """
+import asyncio, gc, os, sys
+from contextlib import closing
+from waferline import AsyncClient, Client, SamplingParams
+
+def attempt(use):
+    try:
+        use()
+    except RuntimeError as error:
+        print(error)
+
+def in_a_child(act):
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        act()
+        sys.exit()
+    assert os.waitpid(child, 0) == (child, 0)
+
+def use_all():
+    attempt(client.ping)
+    attempt(client.stats)
+    attempt(lambda: client.generate("echo"))
+    attempt(lambda: list(stream))
+    attempt(lambda: asyncio.run(async_client.ping()))
+
+def drop_all():
+    global client, stream, async_client
+    stream.close()
+    client.close()
+    del client, stream, async_client
+    gc.collect()
+
+print(os.getpid())
+client = Client(sys.argv[1])
+stream = client.stream("slow", SamplingParams(max_tokens=50))
+async_client = AsyncClient(sys.argv[1])
+asyncio.run(async_client.ping())
+for act in (use_all, drop_all, lambda: None):
+    in_a_child(act)
+assert len(list(stream)) == 50 and client.ping() and asyncio.run(async_client.ping())
+"""
+
+
+def test_a_client_is_of_no_use_and_no_harm_after_a_fork(server: RunningServer) -> None:
+    pid, *errors = run_program(FORKED, server.address).splitlines()
+    assert errors == [f"the client is process {pid}'s: after a fork, make another one"] * 5

@@ -106,6 +106,7 @@ class AsyncClient:
 
     def _start_waiting(self) -> None:
         """See to it that what arrives is taken in, and that silence is noticed."""
+        self._connection.dealer.check_process()
         if self._connection.closed:
             return  # sending will tell
         loop = asyncio.get_running_loop()

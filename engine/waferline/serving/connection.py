@@ -46,7 +46,11 @@ class Connection:
         return self.dealer.closed
 
     def send(self, frame: bytes) -> None:
-        """Send ``frame``, and take in what has arrived: sending can swallow the event that would have told of it."""
+        """Send ``frame``, and take in what has arrived: sending can swallow the event that would have told of it.
+
+        Raises RuntimeError in a forked child, as ``take_in`` does.
+        """
+        self.dealer.check_process()
         if self.closed:
             raise RequestFailed(UNAVAILABLE, "the client is closed")
         self.dealer.socket.send(frame, zmq.NOBLOCK)
@@ -83,16 +87,18 @@ class Connection:
             self.send(frame)
 
     def withdraw(self, request_id: str) -> None:
-        """Cancel a request, and ignore what else comes of it."""
+        """Cancel a request, and ignore what else comes of it. In a forked child nothing happens."""
+        if self.dealer.is_foreign:
+            return
         self.cancel(request_id)
         self.session.forget(request_id)
 
     def drop(self, request_id: str) -> None:
         """Withdraw a request whose stream is garbage, which any thread may find: a socket is one thread's.
 
-        Nothing where the connection is closed: at the program's end it is before the streams are found.
+        Nothing where the connection is closed, as at the program's end, or where a forked child finds the stream.
         """
-        if self.closed:
+        if self.dealer.is_foreign or self.closed:
             return
         if threading.get_ident() == self._thread:
             self.withdraw(request_id)
@@ -105,6 +111,7 @@ class Connection:
         Nothing where this is at it already, interrupted by a stream's end: the frames' order is the tokens' order.
         Interrupted by Ctrl-C it goes on the next time.
         """
+        self.dealer.check_process()
         if self._is_taking_in or self.closed:
             return False
         self._is_taking_in, self._thread = True, threading.get_ident()
@@ -137,7 +144,8 @@ class Connection:
                 raise
 
     def close(self) -> None:
-        if self.closed:
+        """Fail what is waited for, and close the sockets. In a forked child nothing happens."""
+        if self.dealer.is_foreign or self.closed:
             return
         self.session.fail_all(UNAVAILABLE, "the client was closed")
         self._close_dealer()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import zmq
@@ -19,7 +20,7 @@ class Dealer:
     """
 
     def __init__(self, address: str) -> None:
-        self._address = address
+        self._process = os.getpid()
         self.before_close: Callable[[], None] = lambda: None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
@@ -36,11 +37,22 @@ class Dealer:
             raise ValueError(f"address: {address!r}: {zmq.strerror(error.errno or 0)}") from None
 
     @property
+    def is_foreign(self) -> bool:
+        """Whether this is a forked child, which has no threads of ZeroMQ: any use waits for ever."""
+        return os.getpid() != self._process
+
+    def check_process(self) -> None:
+        """Raise RuntimeError in a forked child."""
+        if self.is_foreign:
+            raise RuntimeError(f"the client is process {self._process}'s: after a fork, make another one")
+
+    @property
     def closed(self) -> bool:
         return self.socket.closed
 
     def close(self) -> None:
-        if self.closed:
+        """In a forked child nothing happens."""
+        if self.is_foreign or self.closed:
             return
         self.before_close()
         self.socket.disable_monitor()
