@@ -19,7 +19,7 @@ from .address import DEFAULT_ADDRESS
 from .call import Batch, Call
 from .client import DEFAULT_TIMEOUT_S
 from .connection import Connection
-from .dealer import Dealer
+from .dealer import Dealer, Socket
 from .session import Inbox, T, checked
 
 if TYPE_CHECKING:
@@ -123,15 +123,12 @@ class AsyncClient:
 
     def _watch(self) -> None:
         """Look after silence for as long as something is waited for."""
-        session = self._connection.session
-        self._connection.take_in()  # it may have arrived while the loop was busy
+        connection = self._connection
+        connection.take_in()  # it may have arrived while the loop was busy
         self._watchdog = None
-        if self._readers.loop is None or not session.is_waiting:
-            return
-        delay, frame = session.check_silence()
-        if frame is not None:
-            self._connection.send(frame)
-        self._watchdog = self._readers.loop.call_later(delay, weakly(self._watch))
+        if connection.session.is_waiting:
+            delay = connection.check_silence()
+            self._watchdog = asyncio.get_running_loop().call_later(delay, weakly(self._watch))
 
 
 def weakly(method: Callable[[], None]) -> Callable[[], None]:
@@ -147,25 +144,31 @@ def weakly(method: Callable[[], None]) -> Callable[[], None]:
 
 
 class LoopReaders:
-    """Has an event loop call ``on_readable`` for the sockets of ``dealer``, until they are closed."""
+    """Has an event loop call ``on_readable`` for the sockets of ``dealer``, whichever it uses."""
 
     def __init__(self, dealer: Dealer, on_readable: Callable[[], None]) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
         self._dealer = dealer
         self._on_readable = on_readable
-        dealer.before_close = self.stop
+        self._descriptors: list[int] = []
+        dealer.on_sockets = self._read
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.stop()
+        """From now on in ``loop``."""
+        self._read(())
         self.loop = loop
-        for socket in (self._dealer.socket, self._dealer.monitor):
-            loop.add_reader(socket.fileno(), self._on_readable)
+        self._read((self._dealer.socket, self._dealer.monitor))
 
-    def stop(self) -> None:
-        if self.loop is not None and not self.loop.is_closed():
-            for socket in (self._dealer.socket, self._dealer.monitor):
-                self.loop.remove_reader(socket.fileno())
-        self.loop = None
+    def _read(self, sockets: tuple[Socket, ...]) -> None:
+        """Read from ``sockets`` instead of the former ones, which are still open."""
+        former, self._descriptors = self._descriptors, []
+        if self.loop is None or self.loop.is_closed():
+            return
+        for descriptor in former:
+            self.loop.remove_reader(descriptor)
+        for socket in sockets:
+            self._descriptors.append(socket.fileno())
+            self.loop.add_reader(socket.fileno(), self._on_readable)
 
 
 class AsyncInbox(Inbox[T]):

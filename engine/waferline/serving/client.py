@@ -8,8 +8,6 @@ from contextlib import closing
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import zmq
-
 from ..runtime.messages import Delta, EngineOutput
 from ..runtime.outputs import RequestOutput
 from ..runtime.prompts import Prompt, Prompts
@@ -43,9 +41,6 @@ class Client:
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = DEFAULT_TIMEOUT_S) -> None:
         self._connection = Connection(address, timeout)
-        self._poller = zmq.Poller()
-        self._poller.register(self._connection.dealer.socket, zmq.POLLIN)
-        self._poller.register(self._connection.dealer.monitor, zmq.POLLIN)
 
     def generate(
         self,
@@ -116,15 +111,13 @@ class Client:
 
     def _wait(self, inbox: Inbox[T]) -> None:
         """Take in what arrives until something is in ``inbox``, be it that the server is gone."""
-        connection, session = self._connection, self._connection.session
+        connection = self._connection
         if not inbox and not connection.take_in():
-            session.restart_silence()
+            connection.session.restart_silence()
         while not inbox:
-            timeout, frame = session.check_silence()
-            if frame is not None:
-                connection.send(frame)
+            timeout = connection.check_silence()
             if not inbox:
-                self._poller.poll(poll_ms(timeout))
+                connection.dealer.wait(poll_ms(timeout))
                 connection.take_in()
 
 

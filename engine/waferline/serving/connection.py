@@ -32,6 +32,7 @@ class Connection:
         check_address(address)
         self.session = Session(address, timeout)
         self._is_taking_in = False
+        self._look_again = False
         self._arrived: deque[bytes] = deque()  # frames that the session has not been fed with
         self._is_lost = False
         self._thread = threading.get_ident()  # the last that used the socket
@@ -108,27 +109,51 @@ class Connection:
     def take_in(self) -> bool:
         """Feed the session with all that has arrived; whether anything has.
 
-        Nothing where this is at it already, interrupted by a stream's end: the frames' order is the tokens' order.
-        Interrupted by Ctrl-C it goes on the next time.
+        Where this is at it already, interrupted by a stream's end, it only looks once more: the frames' order is the
+        tokens' order. Interrupted by Ctrl-C it goes on the next time.
         """
         self.dealer.check_process()
-        if self._is_taking_in or self.closed:
+        if self._is_taking_in:
+            self._look_again = True
+            return False
+        if self.closed:
             return False
         self._is_taking_in, self._thread = True, threading.get_ident()
         try:
-            self._receive()
-            heard = bool(self._arrived or self._is_lost)
-            while self._arrived:
-                self.session.feed(self._arrived[0])
-                self._arrived.popleft()
-            if self._is_lost:
-                self.session.fail_all(UNAVAILABLE, f"the connection to {self.session.address} was lost")
-                self._is_lost = False
-            while self._dropped:
-                self.withdraw(self._dropped.popleft())
+            heard = self._take_in_once()
+            while self._look_again:
+                self._look_again = False
+                heard |= self._take_in_once()
             return heard
         finally:
             self._is_taking_in = False
+
+    def check_silence(self) -> float:
+        """Ask a server that has been silent for a while, or give it up; after how many seconds to do so again."""
+        delay, frame = self.session.check_silence()
+        if frame is not None:
+            self.send(frame)
+        elif delay <= 0:
+            session = self.session
+            self._give_up(UNAVAILABLE, f"no answer from {session.address} within {session.timeout:g} s")
+        return delay
+
+    def _take_in_once(self) -> bool:
+        self._receive()
+        heard = bool(self._arrived or self._is_lost)
+        try:
+            while self._arrived:
+                self.session.feed(self._arrived[0])
+                self._arrived.popleft()
+        except ValueError as error:
+            self._give_up(INTERNAL, str(error))
+        if self._is_lost:
+            if self.session.is_waiting:
+                self._give_up(UNAVAILABLE, f"the connection to {self.session.address} was lost")
+            self._is_lost = False
+        while self._dropped:
+            self.withdraw(self._dropped.popleft())
+        return heard
 
     def _receive(self) -> None:
         while _is_readable(self.dealer.monitor):
@@ -138,10 +163,19 @@ class Connection:
             try:
                 self._arrived.append(self.dealer.socket.recv(zmq.NOBLOCK))
             except BaseException:  # Ctrl-C: a frame may be lost, and nobody is to wait for it
-                for frame in self.session.cancel_all():
-                    self.dealer.socket.send(frame, zmq.NOBLOCK)
-                self.session.fail_all(INTERNAL, "interrupted while a message was received")
+                self._give_up(INTERNAL, "interrupted while a message was received")
                 raise
+
+    def _give_up(self, code: str, message: str) -> None:
+        """Fail all that is waited for, and go on with a new connection.
+
+        The server ends the requests of the former one. Their ids are free again: that nothing sent or received on it
+        counts any more keeps their tokens from requests that are called the same, and what no server was there to take
+        from running once there is one.
+        """
+        self._arrived.clear()
+        self.session.fail_all(code, message)
+        self.dealer.renew()
 
     def close(self) -> None:
         """Fail what is waited for, and close the sockets. In a forked child nothing happens."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Callable
 
 import zmq
+
+Socket = zmq.Socket[bytes]
 
 HEARTBEAT_MS = 5_000
 HEARTBEAT_TIMEOUT_MS = 30_000
@@ -15,26 +18,51 @@ LINGER_MS = 100  # for a last cancel; where it is lost, the server notices that 
 class Dealer:
     """A DEALER socket connected to ``address``, and the monitor that tells when the connection breaks.
 
-    ``before_close`` is called while the sockets are still open: for an event loop to let go of them. Raises ValueError
-    for what cannot be connected to.
+    ``on_sockets`` is called with the sockets to read from from now on, none at the end, while the former ones are still
+    open: for an event loop to let go of them. Raises ValueError for what cannot be connected to.
     """
 
     def __init__(self, address: str) -> None:
+        self._address = address
         self._process = os.getpid()
-        self.before_close: Callable[[], None] = lambda: None
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.socket = self._context.socket(zmq.DEALER)
-        self.socket.set_hwm(0)  # read from the wire at once, so that heartbeats are answered however slow the reader
-        self.socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
-        self.socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-        self.socket.setsockopt(zmq.LINGER, LINGER_MS)
-        self.socket.setsockopt(zmq.IPV6, int("[" in address))
-        self.monitor = self.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.on_sockets: Callable[[tuple[Socket, ...]], None] = lambda sockets: None
+        self._context: zmq.Context[Socket] = zmq.Context()
         try:
-            self.socket.connect(address)
+            self._use(*self._connect())
         except zmq.ZMQError as error:
-            self.close()
+            self._context.destroy(linger=0)
             raise ValueError(f"address: {address!r}: {zmq.strerror(error.errno or 0)}") from None
+
+    def _connect(self) -> tuple[Socket, Socket]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.set_hwm(0)  # read from the wire at once, so that heartbeats are answered however slow the reader
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.IPV6, int("[" in self._address))
+        monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        socket.connect(self._address)
+        return socket, monitor
+
+    def _use(self, socket: Socket, monitor: Socket) -> None:
+        self.socket, self.monitor = socket, monitor
+        # Their descriptors, not the sockets: a signal's handler may close these while they are waited for.
+        self._poller = select.poll()
+        self._poller.register(socket.fileno(), select.POLLIN)
+        self._poller.register(monitor.fileno(), select.POLLIN)
+
+    def wait(self, timeout_ms: int) -> None:
+        """Return once there may be something to receive; to be called when all that there was has been received."""
+        self._poller.poll(timeout_ms)
+
+    def renew(self) -> None:
+        """Leave the connection for a new one: nothing sent on it is sent any more, and nothing is received from it."""
+        if self.closed:
+            return
+        former = self.socket, self.monitor
+        sockets = self._connect()
+        self.on_sockets(sockets)
+        self._use(*sockets)
+        _close(*former, linger_ms=0)
 
     @property
     def is_foreign(self) -> bool:
@@ -54,8 +82,12 @@ class Dealer:
         """In a forked child nothing happens."""
         if self.is_foreign or self.closed:
             return
-        self.before_close()
-        self.socket.disable_monitor()
-        self.monitor.close(linger=0)
-        self.socket.close()
+        self.on_sockets(())
+        _close(self.socket, self.monitor, LINGER_MS)
         self._context.term()
+
+
+def _close(socket: Socket, monitor: Socket, linger_ms: int) -> None:
+    socket.disable_monitor()
+    monitor.close(linger=0)
+    socket.close(linger=linger_ms)

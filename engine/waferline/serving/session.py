@@ -114,10 +114,6 @@ class Session:
         """The frame to send, or None where the request is not in flight any more."""
         return wire.encode(wire.Cancel(request_id)) if request_id in self._requests else None
 
-    def cancel_all(self) -> list[bytes]:
-        """The frames to send for all that are in flight."""
-        return [wire.encode(wire.Cancel(request_id)) for request_id in self._requests]
-
     def ping(self, inbox: Inbox[wire.Pong]) -> bytes:
         nonce = next(self._numbers)
         self._pings[nonce] = inbox
@@ -133,12 +129,15 @@ class Session:
             self._requests[request_id].inbox = Inbox()
 
     def feed(self, frame: bytes) -> None:
-        """Put the server's message into the inbox that it is for; what nobody waits for is dropped."""
+        """Put the server's message into the inbox that it is for; what nobody waits for is dropped.
+
+        Raises ValueError for what is not a message.
+        """
         self._last_heard = time.monotonic()
         try:
             message = wire.decode_server_message(frame)
         except ValueError as error:
-            return self.fail_all(INTERNAL, f"{self.address} sent what is not a message of this protocol: {error}")
+            raise ValueError(f"{self.address} sent what is not a message of this protocol: {error}") from None
         match message:
             case wire.Tokens():
                 self._feed_tokens(message)
@@ -203,14 +202,14 @@ class Session:
     def check_silence(self) -> tuple[float, bytes | None]:
         """After no frame has arrived for a while: how long to wait on, in seconds, and a frame to send first.
 
-        What is waited for fails once the whole timeout has passed.
+        No longer (0) once the whole timeout has passed.
         """
         silence = time.monotonic() - self._last_heard
         if silence >= self.timeout:
-            self.fail_all(UNAVAILABLE, f"no answer from {self.address} within {self.timeout:g} s")
+            return 0.0, None
         if silence < self.timeout / 2:
             return self.timeout / 2 - silence, None
-        return max(0.0, self.timeout - silence), wire.encode(wire.Ping())
+        return self.timeout - silence, wire.encode(wire.Ping())
 
     def restart_silence(self) -> None:
         """Count silence from now: nobody has listened before."""
