@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import msgpack
@@ -148,6 +149,20 @@ def test_a_stream_left_early_is_cancelled(client: Client, end: str) -> None:
         del stream
         gc.collect()
     wait_until_idle(client)
+
+
+def test_a_stream_that_a_signal_closes_ends(client: Client) -> None:
+    stream = client.stream("slow", SamplingParams(max_tokens=100_000))
+    former = signal.signal(signal.SIGALRM, lambda *_: stream.close())
+    try:
+        assert [signal.raise_signal(signal.SIGALRM) for _ in stream] == [None]
+        waited_for = client.stream("sleepy", SamplingParams(max_tokens=100_000))
+        signal.signal(signal.SIGALRM, lambda *_: waited_for.close())
+        next(waited_for)
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        assert list(waited_for) == []
+    finally:
+        signal.signal(signal.SIGALRM, former)
 
 
 def test_cancel_ends_a_stream_with_abort(client: Client) -> None:
@@ -579,6 +594,30 @@ def test_async_streams_left_early_are_cancelled(server: RunningServer) -> None:
         while (await client.stats())["num_running"]:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
+
+    run_async(server, body)
+
+
+def test_an_async_stream_that_another_task_closes_ends(server: RunningServer) -> None:
+    async def body(client: AsyncClient) -> None:
+        stream = client.stream("sleepy", SamplingParams(max_tokens=100_000))
+        await anext(stream)
+        waiting = [asyncio.ensure_future(anext(stream, None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        await stream.aclose()
+        assert await asyncio.gather(*waiting) == [None] * 3
+
+    run_async(server, body)
+
+
+def test_tasks_that_share_an_async_stream_end_with_it(server: RunningServer) -> None:
+    async def body(client: AsyncClient) -> None:
+        async def take(stream: AsyncIterator[Delta]) -> list[int]:
+            return [token_id async for delta in stream for token_id in delta.token_ids]
+
+        stream = client.stream("slow", SamplingParams(max_tokens=20))
+        shares = await asyncio.gather(*(take(stream) for _ in range(3)))
+        assert sorted(itertools.chain(*shares)) == list(range(20))
 
     run_async(server, body)
 

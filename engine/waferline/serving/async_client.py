@@ -202,7 +202,7 @@ class AsyncTokenStream(Call, AsyncIterator[Delta]):
     async def __anext__(self) -> Delta:
         while not self._is_over:
             await self._inbox.wait()
-            delta = self._delta(self._inbox.take())
+            delta = self._take_delta()
             if delta is not None:
                 return delta
         raise StopAsyncIteration

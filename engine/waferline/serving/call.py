@@ -34,15 +34,16 @@ class Call:
         inbox: Inbox[EngineOutput],
     ) -> None:
         self._connection = connection
+        self._inbox = inbox
         self.accepted: Accepted | None = None
         self.finished: Finished | None = None
         self.request_id = connection.generate(prompt, params or SamplingParams(), inbox, request_id, options)
         self._is_over = False
 
     def close(self) -> None:
-        """Cancel the request if it has not ended; nothing more comes of it."""
+        """Cancel the request if it has not ended; nothing more comes of it, to whoever waits for it neither."""
         if not self._is_over:
-            self._is_over = True
+            self._end()
             self._connection.withdraw(self.request_id)
 
     def __del__(self) -> None:
@@ -50,14 +51,24 @@ class Call:
             self._is_over = True
             self._connection.drop(self.request_id)
 
-    def _delta(self, output: EngineOutput) -> Delta | None:
-        """``output`` if it is a delta; what else it says is noted. Raises RequestFailed where it is an error."""
+    def _end(self) -> None:
+        self._is_over = True
+        self._inbox.end()
+
+    def _take_delta(self) -> Delta | None:
+        """The next answer if it is a delta; what else it says is noted. Raises RequestFailed where it is an error.
+
+        None as well where the request has ended while this was waited for.
+        """
+        if self._is_over:
+            return None
+        output = self._inbox.take()
         if isinstance(output, Delta):
             return output
         if isinstance(output, Accepted):
             self.accepted = output
             return None
-        self._is_over = True
+        self._end()
         self.finished = checked(output)
         return None
 

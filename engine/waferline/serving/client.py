@@ -133,13 +133,12 @@ class TokenStream(Call, Iterator[Delta]):
         options: RequestOptions | None = None,
     ) -> None:
         self._client = client
-        self._inbox: Inbox[EngineOutput] = Inbox()
-        super().__init__(client._connection, prompt, params, request_id, options, self._inbox)
+        super().__init__(client._connection, prompt, params, request_id, options, Inbox())
 
     def __next__(self) -> Delta:
         while not self._is_over:
             self._client._wait(self._inbox)
-            delta = self._delta(self._inbox.take())
+            delta = self._take_delta()
             if delta is not None:
                 return delta
         raise StopIteration

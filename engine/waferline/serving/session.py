@@ -32,9 +32,16 @@ class Inbox(Generic[T]):
     def __init__(self, on_answer: Callable[[], None] = lambda: None) -> None:
         self._answers: deque[T | RequestError] = deque()
         self._on_answer = on_answer
+        self._has_ended = False
 
     def __bool__(self) -> bool:
-        return bool(self._answers)
+        """Whether there is nothing to wait for: something can be taken, or nothing will ever be."""
+        return bool(self._answers) or self._has_ended
+
+    def end(self) -> None:
+        """Nothing more is taken: whoever waits, be it several tasks, is to look again."""
+        self._has_ended = True
+        self._on_answer()
 
     def put(self, answer: T | RequestError) -> None:
         self._answers.append(answer)
