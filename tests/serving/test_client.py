@@ -267,13 +267,29 @@ def test_what_a_session_does_about_silence(monkeypatch: pytest.MonkeyPatch) -> N
     now = 102.0
     assert session.check_silence() == (3.0, None)
     now = 106.0
-    assert session.check_silence() == (4.0, wire.encode(wire.Ping()))
+    assert session.check_silence() == (5.0, wire.encode(wire.Ping()))
+    assert session.check_silence() == (5.0, None)
     now = 109.0
     session.feed(wire.encode(wire.Pong(wire.PROTOCOL_VERSION)))
     now = 111.0
     assert session.check_silence() == (3.0, None)
-    now = 119.0
+    now = 200.0  # the client was busy, and has not asked
+    assert session.check_silence() == (5.0, wire.encode(wire.Ping()))
+    now = 204.0
+    assert session.check_silence() == (1.0, None)
+    now = 206.0
     assert session.check_silence() == (0.0, None)
+
+
+def test_a_client_that_was_busy_asks_before_it_gives_up(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(client: AsyncClient) -> None:
+        stream = client.stream("sleepy", SamplingParams(max_tokens=2))
+        await anext(stream)
+        monotonic = time.monotonic
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 60)  # all that time in which the loop did not run
+        assert await anext(stream)
+
+    run_async(server, body)
 
 
 @pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, "shutting_down"), ("die", "engine_dead")])

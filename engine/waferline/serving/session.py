@@ -67,8 +67,8 @@ class _InFlight:
 class Session:
     """Which requests are in flight at ``address``, and when the server was last heard.
 
-    A client that waits for ``timeout`` seconds in all without hearing anything, although it has asked with a ping in
-    between, takes the server for gone.
+    A client that has heard nothing for half of ``timeout`` asks with a ping, and takes the server for gone where that
+    is not answered within the other half: seconds in which the client itself does not get to asking do not count.
     """
 
     def __init__(self, address: str, timeout: float) -> None:
@@ -81,6 +81,7 @@ class Session:
         self._pings: dict[int, Inbox[wire.Pong]] = {}
         self._stats: deque[Inbox[dict[str, Any]]] = deque()
         self._last_heard = 0.0
+        self._asked: float | None = None  # when, by a ping since then
 
     @property
     def is_waiting(self) -> bool:
@@ -140,7 +141,7 @@ class Session:
 
         Raises ValueError for what is not a message.
         """
-        self._last_heard = time.monotonic()
+        self.restart_silence()
         try:
             message = wire.decode_server_message(frame)
         except ValueError as error:
@@ -209,15 +210,16 @@ class Session:
     def check_silence(self) -> tuple[float, bytes | None]:
         """After no frame has arrived for a while: how long to wait on, in seconds, and a frame to send first.
 
-        No longer (0) once the whole timeout has passed.
+        No longer (0) where it has not answered a ping.
         """
-        silence = time.monotonic() - self._last_heard
-        if silence >= self.timeout:
-            return 0.0, None
-        if silence < self.timeout / 2:
-            return self.timeout / 2 - silence, None
-        return self.timeout - silence, wire.encode(wire.Ping())
+        now, patience = time.monotonic(), self.timeout / 2
+        if self._asked is not None:
+            return max(0.0, self._asked + patience - now), None
+        if now < self._last_heard + patience:
+            return self._last_heard + patience - now, None
+        self._asked = now
+        return patience, wire.encode(wire.Ping())
 
     def restart_silence(self) -> None:
-        """Count silence from now: nobody has listened before."""
-        self._last_heard = time.monotonic()
+        """Count silence from now: something was heard, or nobody has listened before."""
+        self._last_heard, self._asked = time.monotonic(), None
