@@ -449,6 +449,25 @@ def test_ctrl_c_loses_no_token(client: Client, monkeypatch: pytest.MonkeyPatch) 
         assert [delta.token_ids for delta in stream] == [[i] for i in range(20)]
 
 
+def test_a_request_that_ctrl_c_kept_from_its_owner_is_cancelled(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = client._connection
+    send = connection.send
+    for ask in (client.stream, client.generate):
+
+        def interrupted(frame: bytes) -> None:
+            patch.undo()
+            send(frame)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "send", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                ask("slow", SamplingParams(max_tokens=100_000))
+        wait_until_idle(client)
+
+
 def test_what_ctrl_c_may_have_lost_is_no_longer_waited_for(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     streams = [client.stream("slow", SamplingParams(max_tokens=100_000)) for _ in range(2)]
     recv = zmq.Socket.recv

@@ -37,8 +37,14 @@ class Call:
         self._inbox = inbox
         self.accepted: Accepted | None = None
         self.finished: Finished | None = None
-        self.request_id = connection.generate(prompt, params or SamplingParams(), inbox, request_id, options)
+        params = params or SamplingParams()
+        self.request_id, frame = connection.prepare(prompt, params, inbox, request_id, options)
         self._is_over = False
+        try:
+            connection.send(frame)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Cancel the request if it has not ended; nothing more comes of it, to whoever waits for it neither."""
@@ -104,11 +110,12 @@ class Batch:
                 return
             self._waiting.popleft()
             try:
-                request_id = self._connection.generate(prompt, params, self._inbox, options=self._options)
+                request_id, frame = self._connection.prepare(prompt, params, self._inbox, options=self._options)
+                self._in_flight[request_id] = index, RequestCollector(request_id, prompt, params)
+                self._num_in_flight += params.n
+                self._connection.send(frame)
             except RequestFailed as error:
                 raise RequestFailed(error.code, f"prompts[{index}]: {error.message}") from None
-            self._in_flight[request_id] = index, RequestCollector(request_id, prompt, params)
-            self._num_in_flight += params.n
 
     def take(self) -> None:
         """Take one output from the inbox. Raises RequestFailed, naming the prompt's index, where one has failed."""

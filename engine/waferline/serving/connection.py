@@ -57,19 +57,20 @@ class Connection:
         self.dealer.socket.send(frame, zmq.NOBLOCK)
         self.take_in()
 
-    def generate(
+    def prepare(
         self,
         prompt: Prompt,
         params: SamplingParams,
         inbox: Inbox[EngineOutput],
         request_id: str | None = None,
         options: RequestOptions | None = None,
-    ) -> str:
-        """Send a request whose outputs go to ``inbox``; its id."""
+    ) -> tuple[str, bytes]:
+        """The id of a request whose outputs are to go to ``inbox``, and the frame that asks for it.
+
+        Whoever sends it has noted the id before: Ctrl-C leaves no request behind that nobody could withdraw.
+        """
         self.take_in()  # first: that a former connection was lost is nothing to a new request
-        request_id, frame = self.session.generate(prompt, params, inbox, request_id, options)
-        self.send(frame)
-        return request_id
+        return self.session.generate(prompt, params, inbox, request_id, options)
 
     def ping(self, inbox: Inbox[wire.Pong]) -> None:
         """Ask for an answer, to ``inbox``."""
