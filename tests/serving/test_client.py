@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import re
 import signal
 import socket
 import subprocess
@@ -220,6 +221,14 @@ def test_a_request_id_is_used_once_at_a_time(client: Client) -> None:
     assert len(list(client.stream("slow", SamplingParams(max_tokens=2), request_id="mine"))) == 2
 
 
+@pytest.mark.parametrize("request_id", [5, b"mine", ["mine"]])
+def test_a_request_id_is_text(client: Client, request_id: Any) -> None:
+    with pytest.raises(
+        TypeError, match=f"request_id: {re.escape(repr(request_id))}, expected None or text of 1 to 256"
+    ):
+        client.stream("echo", request_id=request_id)
+
+
 def test_an_async_client_outlives_an_event_loop(server: RunningServer) -> None:
     client = AsyncClient(server.address, timeout=10)
     for _ in range(2):
@@ -346,6 +355,21 @@ def test_what_is_no_message_fails_what_waits(imposter: zmq.Socket[bytes]) -> Non
         reply(imposter, {"type": "surprise"})
         with pytest.raises(RequestFailed, match="internal"):
             next(stream)
+
+
+def test_an_error_without_an_id_is_for_the_only_one_that_waits(imposter: zmq.Socket[bytes]) -> None:
+    with Client(address_of(imposter), timeout=5) as client:
+        streams = [client.stream("x") for _ in range(2)]
+        answers: list[dict[str, Any]] = [
+            {"type": "error", "code": "invalid_request", "message": "whose?", "id": None},
+            {"type": "error", "code": "overloaded", "message": "too much"},
+        ]
+        reply(imposter, *answers)
+        with pytest.raises(RequestFailed, match="overloaded: too much"):
+            next(streams[0])
+        reply(imposter, answers[0])
+        with pytest.raises(RequestFailed, match=r"invalid_request: whose\?"):
+            next(streams[1])
 
 
 def test_another_version_of_the_protocol_is_noticed(imposter: zmq.Socket[bytes]) -> None:

@@ -95,7 +95,14 @@ class Session:
         request_id: str | None = None,
         options: RequestOptions | None = None,
     ) -> tuple[str, bytes]:
-        """The request's id, and the frame to send. Raises RequestFailed for what no server would take."""
+        """The request's id, and the frame to send. Raises RequestFailed for what no server would take.
+
+        Raises TypeError for an id that is not text: no answer could be told by it.
+        """
+        if not isinstance(request_id, str | None):
+            raise TypeError(
+                f"request_id: {request_id!r}, expected None or text of 1 to {wire.MAX_ID_LENGTH} characters"
+            )
         if request_id is None:
             names = (f"request-{number}" for number in self._numbers)
             request_id = next(name for name in names if name not in self._requests)
@@ -178,8 +185,10 @@ class Session:
 
     def _feed_error(self, error: wire.Error) -> None:
         if error.id is None:
-            if self._stats:  # of all that a client sends, only this can fail without an id
+            if self._stats:  # of all that a client sends, only this is meant to fail without an id
                 self._stats.popleft().put(RequestError("", error.code, error.message))
+            elif len(self._requests) + len(self._pings) == 1:  # then it can only be that one's
+                self.fail_all(error.code, error.message)
         elif error.code != UNKNOWN_REQUEST:  # the answer to a cancel that crossed the request's end
             request = self._requests.pop(error.id, None)
             if request is not None:
