@@ -549,6 +549,36 @@ def test_a_closed_client_says_so(server: RunningServer) -> None:
         client.ping()
 
 
+def test_a_client_that_a_signal_closes_while_it_waits_is_unavailable(server: RunningServer) -> None:
+    client = Client(server.address)
+    stream = client.stream("sleepy", SamplingParams(max_tokens=100_000))
+    next(stream)
+    former = signal.signal(signal.SIGALRM, lambda *_: client.close())
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    with pytest.raises(RequestFailed, match="unavailable: the client was closed"):
+        list(stream)
+    signal.signal(signal.SIGALRM, former)
+
+
+@pytest.mark.parametrize("operation", ["get", "recv", "send"])
+def test_a_client_that_is_closed_between_two_steps_is_unavailable(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, operation: str
+) -> None:
+    """As by a signal's handler, which may come before any use of a socket."""
+    client = Client(server.address)
+    uninterrupted = getattr(zmq.Socket, operation)
+
+    def interrupted(self: zmq.Socket[bytes], *arguments: Any, **options: Any) -> Any:
+        if self is client._connection.dealer.socket:  # the server's thread has sockets too
+            monkeypatch.undo()
+            client.close()
+        return uninterrupted(self, *arguments, **options)
+
+    monkeypatch.setattr(zmq.Socket, operation, interrupted)
+    with pytest.raises(RequestFailed, match=r"unavailable: the client (was|is) closed"):
+        client.ping()
+
+
 @pytest.mark.parametrize(
     "address", ["", "nonsense", "tcp://127.0.0.1", "tcp://127.0.0.1:65536", "tcp://x:*", "udp://x:1"]
 )

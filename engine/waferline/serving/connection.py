@@ -52,9 +52,12 @@ class Connection:
         Raises RuntimeError in a forked child, as ``take_in`` does.
         """
         self.dealer.check_process()
-        if self.closed:
-            raise RequestFailed(UNAVAILABLE, "the client is closed")
-        self.dealer.socket.send(frame, zmq.NOBLOCK)
+        try:
+            self.dealer.socket.send(frame, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            if self.closed:
+                raise RequestFailed(UNAVAILABLE, "the client is closed") from None
+            raise
         self.take_in()
 
     def prepare(
@@ -126,6 +129,10 @@ class Connection:
                 self._look_again = False
                 heard |= self._take_in_once()
             return heard
+        except zmq.ZMQError:
+            if self.closed:  # by a signal's handler: what is waited for has been told
+                return True
+            raise
         finally:
             self._is_taking_in = False
 
