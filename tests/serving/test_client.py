@@ -229,6 +229,15 @@ def test_a_request_id_is_text(client: Client, request_id: Any) -> None:
         client.stream("echo", request_id=request_id)
 
 
+def test_a_stream_that_is_dropped_unread_does_not_cancel_another_of_its_id(client: Client) -> None:
+    unread = client.stream("echo", SamplingParams(max_tokens=1), request_id="mine")
+    while client._connection.session.is_waiting:
+        client.ping()
+    stream = client.stream("slow", SamplingParams(max_tokens=20), request_id="mine")
+    unread.close()
+    assert len(list(stream)) == 20
+
+
 def test_an_async_client_outlives_an_event_loop(server: RunningServer) -> None:
     client = AsyncClient(server.address, timeout=10)
     for _ in range(2):

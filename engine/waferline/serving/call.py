@@ -50,12 +50,12 @@ class Call:
         """Cancel the request if it has not ended; nothing more comes of it, to whoever waits for it neither."""
         if not self._is_over:
             self._end()
-            self._connection.withdraw(self.request_id)
+            self._connection.withdraw(self.request_id, self._inbox)
 
     def __del__(self) -> None:
         if not self._is_over:
             self._is_over = True
-            self._connection.drop(self.request_id)
+            self._connection.drop(self.request_id, self._inbox)
 
     def _end(self) -> None:
         self._is_over = True
@@ -134,4 +134,4 @@ class Batch:
     def close(self) -> None:
         """Cancel what has not ended."""
         for request_id in self._in_flight:
-            self._connection.withdraw(request_id)
+            self._connection.withdraw(request_id, self._inbox)

@@ -36,7 +36,8 @@ class Connection:
         self._arrived: deque[bytes] = deque()  # frames that the session has not been fed with
         self._is_lost = False
         self._thread = threading.get_ident()  # the last that used the socket
-        self._dropped: deque[str] = deque()  # requests whose streams another thread's garbage collection found
+        # Requests whose streams another thread's garbage collection found.
+        self._dropped: deque[tuple[str, Inbox[EngineOutput]]] = deque()
         self.dealer = Dealer(address)
         # Its reference keeps the sockets out of whatever cycle of garbage this is found in: what ZeroMQ's own finalizers
         # would do there, in no order, waits for ever where the context comes before its sockets.
@@ -91,14 +92,17 @@ class Connection:
         if frame is not None:
             self.send(frame)
 
-    def withdraw(self, request_id: str) -> None:
-        """Cancel a request, and ignore what else comes of it. In a forked child nothing happens."""
-        if self.dealer.is_foreign:
+    def withdraw(self, request_id: str, inbox: Inbox[EngineOutput]) -> None:
+        """Cancel a request, and ignore what else comes of it; nothing where another of its id is in flight by now.
+
+        In a forked child nothing happens.
+        """
+        if self.dealer.is_foreign or not self.session.is_for(request_id, inbox):
             return
         self.cancel(request_id)
         self.session.forget(request_id)
 
-    def drop(self, request_id: str) -> None:
+    def drop(self, request_id: str, inbox: Inbox[EngineOutput]) -> None:
         """Withdraw a request whose stream is garbage, which any thread may find: a socket is one thread's.
 
         Nothing where the connection is closed, as at the program's end, or where a forked child finds the stream.
@@ -106,9 +110,9 @@ class Connection:
         if self.dealer.is_foreign or self.closed:
             return
         if threading.get_ident() == self._thread:
-            self.withdraw(request_id)
+            self.withdraw(request_id, inbox)
         else:
-            self._dropped.append(request_id)
+            self._dropped.append((request_id, inbox))
 
     def take_in(self) -> bool:
         """Feed the session with all that has arrived; whether anything has.
@@ -160,7 +164,7 @@ class Connection:
                 self._give_up(UNAVAILABLE, f"the connection to {self.session.address} was lost")
             self._is_lost = False
         while self._dropped:
-            self.withdraw(self._dropped.popleft())
+            self.withdraw(*self._dropped.popleft())
         return heard
 
     def _receive(self) -> None:

@@ -125,6 +125,10 @@ class Session:
         self._requests[request_id] = _InFlight(inbox)
         return request_id, frame
 
+    def is_for(self, request_id: str, inbox: Inbox[EngineOutput]) -> bool:
+        """Whether what comes for a request goes to ``inbox``: its id may be another's, once it has ended."""
+        return request_id in self._requests and self._requests[request_id].inbox is inbox
+
     def cancel(self, request_id: str) -> bytes | None:
         """The frame to send, or None where the request is not in flight any more."""
         return wire.encode(wire.Cancel(request_id)) if request_id in self._requests else None
