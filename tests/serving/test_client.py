@@ -588,6 +588,22 @@ def test_a_client_that_is_closed_between_two_steps_is_unavailable(
         client.ping()
 
 
+def test_a_client_that_is_closed_while_it_connects_again_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(f"tcp://127.0.0.1:{free_port()}", timeout=0.1)
+    connect = zmq.Socket.connect
+
+    def interrupted(self: zmq.Socket[bytes], address: str) -> Any:
+        result = connect(self, address)
+        if address.startswith("tcp:"):
+            client.close()
+        return result
+
+    monkeypatch.setattr(zmq.Socket, "connect", interrupted)
+    with pytest.raises(RequestFailed, match="unavailable"):
+        client.ping()
+    assert client._connection.closed
+
+
 @pytest.mark.parametrize(
     "address", ["", "nonsense", "tcp://127.0.0.1", "tcp://127.0.0.1:65536", "tcp://x:*", "udp://x:1"]
 )

@@ -23,6 +23,7 @@ class Dealer:
     """
 
     def __init__(self, address: str) -> None:
+        self.closed = False
         self._address = address
         self._process = os.getpid()
         self.on_sockets: Callable[[tuple[Socket, ...]], None] = lambda sockets: None
@@ -59,10 +60,14 @@ class Dealer:
         if self.closed:
             return
         former = self.socket, self.monitor
-        sockets = self._connect()
-        self.on_sockets(sockets)
-        self._use(*sockets)
-        _close(*former, linger_ms=0)
+        try:
+            sockets = self._connect()
+            self.on_sockets(sockets)
+            self._use(*sockets)
+            _close(*former, linger_ms=0)
+        except zmq.ZMQError:
+            if not self.closed:  # by a signal's handler
+                raise
 
     @property
     def is_foreign(self) -> bool:
@@ -74,17 +79,16 @@ class Dealer:
         if self.is_foreign:
             raise RuntimeError(f"the client is process {self._process}'s: after a fork, make another one")
 
-    @property
-    def closed(self) -> bool:
-        return self.socket.closed
-
     def close(self) -> None:
         """In a forked child nothing happens."""
         if self.is_foreign or self.closed:
             return
+        self.closed = True
         self.on_sockets(())
         _close(self.socket, self.monitor, LINGER_MS)
-        self._context.term()
+        self._context.destroy(
+            linger=0
+        )  # with sockets that ``renew``, interrupted by this, has made: its end waits for all
 
 
 def _close(socket: Socket, monitor: Socket, linger_ms: int) -> None:
