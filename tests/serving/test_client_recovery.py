@@ -92,6 +92,25 @@ def test_tokens_of_a_request_that_was_given_up_reach_no_other_of_its_id(imposter
         assert [delta.token_ids for delta in stream] == [[2]]
 
 
+def test_a_request_whose_tokens_were_lost_is_cancelled(imposter: Imposter) -> None:
+    with Client(imposter.address, timeout=10) as client:
+        stream = client.stream("a", request_id="mine")
+        sender, _ = imposter.receive("generate")
+        imposter.send_token(sender, "mine", seq=0, token_id=1)
+        imposter.send_token(sender, "mine", seq=2, token_id=3)
+        assert next(stream).token_ids == [1]
+        with pytest.raises(RequestFailed, match="internal: tokens arrived with seq 2, expected 1"):
+            next(stream)
+        assert imposter.receive("cancel") == (sender, {"type": "cancel", "id": "mine"})
+        with pytest.raises(RequestFailed, match="duplicate_id"):
+            client.stream("b", request_id="mine")
+        imposter.finish(sender, "mine")
+        while client._connection.session.is_waiting:
+            client._connection.take_in()
+        client.stream("b", request_id="mine")
+        assert imposter.receive("generate")[1]["prompt"] == "b"
+
+
 @pytest.mark.parametrize("frame", [b"no message", msgpack.packb({"type": "surprise"})])
 def test_what_is_no_message_ends_the_connection(imposter: Imposter, frame: bytes) -> None:
     with Client(imposter.address, timeout=10) as client:

@@ -49,17 +49,14 @@ class Call:
     def close(self) -> None:
         """Cancel the request if it has not ended; nothing more comes of it, to whoever waits for it neither."""
         if not self._is_over:
-            self._end()
+            self._is_over = True
+            self._inbox.end()
             self._connection.withdraw(self.request_id, self._inbox)
 
     def __del__(self) -> None:
         if not self._is_over:
             self._is_over = True
             self._connection.drop(self.request_id, self._inbox)
-
-    def _end(self) -> None:
-        self._is_over = True
-        self._inbox.end()
 
     def _take_delta(self) -> Delta | None:
         """The next answer if it is a delta; what else it says is noted. Raises RequestFailed where it is an error.
@@ -74,7 +71,7 @@ class Call:
         if isinstance(output, Accepted):
             self.accepted = output
             return None
-        self._end()
+        self.close()  # where messages were lost, the server goes on
         self.finished = checked(output)
         return None
 

@@ -179,12 +179,12 @@ class Session:
         request = self._requests.get(message.id)
         if request is None:
             return
-        if message.seq == request.next_seq:
-            request.next_seq += 1  # first: were this interrupted, the same message again would tell
+        expected = request.next_seq
+        request.next_seq = message.seq + 1  # first: were this interrupted, the same message again would tell
+        if message.seq == expected:
             request.inbox.put(message.to_delta())
         else:
-            del self._requests[message.id]
-            problem = f"tokens arrived with seq {message.seq}, expected {request.next_seq}"
+            problem = f"tokens arrived with seq {message.seq}, expected {expected}"
             request.inbox.put(RequestError(message.id, INTERNAL, problem))
 
     def _feed_error(self, error: wire.Error) -> None:
