@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 from running_server import FAKE_ENGINE
 
 from waferline.runtime.messages import EngineOutput, GenerateRequest, RequestError
 from waferline.runtime.prompts import LONG_PROMPT
 from waferline.runtime.sampling_params import SamplingParams
-from waferline.serving.engine_link import MODULE_COMMAND, EngineConfig, private_directory
+from waferline.serving.engine_link import MODULE_COMMAND, EngineConfig, EngineProcess, GetStats, private_directory
 from waferline.serving.engine_process import Entrance
 from waferline.serving.server import Server
 
@@ -80,6 +82,17 @@ def test_an_engine_ends_with_a_server_that_ended_before_its_first_command(comman
     lifeline.close()
     assert process.wait(60) == 0
     assert not Path(directory).exists()
+
+
+@pytest.mark.timeout(30)  # a send that waits for a process that is gone waits for ever
+def test_commands_to_an_engine_that_has_died_hold_up_nobody() -> None:
+    with zmq.Context[zmq.Socket[bytes]]() as context:
+        engine = EngineProcess(context, EngineConfig(model="fake"), (sys.executable, "-c", ""))
+        assert engine.lifeline.recv(1) == b""
+        for _ in range(5000):  # more than a ZeroMQ queue has room for unless told otherwise
+            engine.send(GetStats())
+        assert engine.describe_end() == "ended with status 0"
+        engine.close()
 
 
 def test_a_config_that_cannot_be_sent_starts_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,18 @@ def start_slow_stream(client: RawClient, max_tokens: int) -> None:
     client.receive_until("tokens")
 
 
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[str]]:
+    """A server process with the fake engine."""
+    script = Path(__file__).parent / "serve_fake.py"
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.kill()
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
 def test_sigterm_drains(start_server: Start, connect: Connect) -> None:
     server = start_server()
     client, newcomer = connect(server), connect(server)
@@ -123,6 +135,27 @@ def test_a_dead_engine_is_told_to_every_request_and_ends_the_server(start_server
     assert "SIGKILL" in str(server.failure)
 
 
+@linux
+@pytest.mark.timeout(60)
+def test_a_server_whose_engine_is_killed_ends_however_much_it_is_asked(process: subprocess.Popen[str]) -> None:
+    assert process.stdout
+    address = process.stdout.readline().strip()
+    client = RawClient(address, sndhwm=0, rcvhwm=0)
+    start_slow_stream(client, max_tokens=100_000)
+    engine = child_of(process.pid)
+    process.send_signal(signal.SIGSTOP)  # it finds the messages and the engine's end at once
+    os.kill(engine, signal.SIGKILL)
+    wait_until_gone(engine)
+    for _ in range(2000):
+        client.send(type="cancel", id="running")  # each of which is handed on to the engine
+    process.send_signal(signal.SIGCONT)
+    while (error := client.receive_until("error")[-1])["code"] == "unknown_request":
+        pass
+    assert (error["id"], error["code"]) == ("running", "engine_dead")
+    client.socket.close()
+    assert process.wait(20) not in (0, None)
+
+
 def test_an_engine_that_has_stopped_ends_the_server(start_server: Start, connect: Connect) -> None:
     server = start_server()
     client = connect(server)
@@ -152,18 +185,6 @@ def test_requests_that_come_while_the_model_loads_are_served(start_server: Start
     client.send(type="ping")
     client.send(type="generate", id="a", prompt="echo", params={"max_tokens": 2})
     assert client.receive_until("finished")[0]["type"] == "pong"
-
-
-@pytest.fixture
-def process() -> Iterator[subprocess.Popen[str]]:
-    """A server process with the fake engine."""
-    script = Path(__file__).parent / "serve_fake.py"
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
-        yield process
-        process.kill()
-
-
-linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @linux

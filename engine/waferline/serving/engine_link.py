@@ -1,7 +1,9 @@
 """The server's side of the engine process: the messages between the two, and a handle on the process.
 
-Commands go down one ZeroMQ pipe and reports come up another, over ``ipc://`` in a private folder. A socket pair is the
-*lifeline*: each side reads end-of-file from it the moment the other is gone, however it went.
+Commands go down one ZeroMQ pipe and reports come up another, over ``ipc://`` in a private folder. Of each pipe the
+receiving end is bound and the sending end connects, so that no send ever waits: a socket that connects queues what is
+sent at once, be its peer not there yet or gone for ever, while one that is bound has a queue only for peers that are there.
+A socket pair is the *lifeline*: each side reads end-of-file from it the moment the other is gone, however it went.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from ..runtime.messages import EngineOutput, GenerateRequest
 
 MODULE_COMMAND = (sys.executable, "-m", "waferline.serving.engine_process")
 CLOSE_TIMEOUT_S = 5.0
+RECONNECT_MS = 10  # until the process that was started is there
 MAX_TEMPORARY_PATH = 70  # of the some 100 characters that a socket's path may have
 
 
@@ -94,7 +97,8 @@ class EngineProcess:
         first_command = self._encoder.encode(config)  # what cannot be sent leaves no process behind
         self._directory = private_directory()
         self._commands = pipe(context, zmq.PUSH)
-        self._commands.bind(command_address(self._directory))
+        self._commands.reconnect_ivl = RECONNECT_MS
+        self._commands.connect(command_address(self._directory))
         self.reports = pipe(context, zmq.PULL)
         self.reports.bind(report_address(self._directory))
         self.lifeline, far_end = socket.socketpair()

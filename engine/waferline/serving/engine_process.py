@@ -135,7 +135,7 @@ def main(create: Callable[[EngineConfig, OnOutput], Engine] = create_engine) -> 
         commands, reports = pipe(context, zmq.PULL), pipe(context, zmq.PUSH)
         with commands, reports:
             reports.linger = FLUSH_MS
-            commands.connect(command_address(directory))
+            commands.bind(command_address(directory))
             reports.connect(report_address(directory))
             try:
                 return run(commands, Reporter(reports), lifeline, create)
