@@ -190,6 +190,8 @@ def test_max_tokens_none_fills_the_context(tiny_model: Model) -> None:
         ([1, True], {}, "invalid_request", "prompt: True, expected token ids (integers)"),
         ([1, 259], {}, "invalid_request", "prompt: 259, expected token ids from 0 to 258"),
         ([-1], {}, "invalid_request", "prompt: -1, expected token ids from 0 to 258"),
+        pytest.param([10**5000], {}, "invalid_request", "prompt: a number of too many digits to be shown", id="huge"),
+        ([1, "a" * 1000], {}, "invalid_request", f"prompt: '{'a' * 199}..., expected token ids (integers)"),
         ("\ud800", {}, "invalid_request", "prompt: text: "),
         ("a", {"stop_token_ids": [1, 300]}, "invalid_request", "stop_token_ids: 300, expected token ids from 0 to 258"),
         (

@@ -12,6 +12,7 @@ from stepper import run_all, run_step
 
 from test_scheduler import make_scheduler
 from waferline.model.load import Model
+from waferline.runtime.errors import shown
 from waferline.runtime.messages import Finished
 from waferline.runtime.scheduler import Scheduler
 from waferline.runtime.sequence import Sequence
@@ -177,7 +178,7 @@ def test_prefixes_are_shared_within_a_salt_only(tiny_model: Model) -> None:
 def test_a_bad_salt_is_refused(tiny_model: Model, cache_salt: Any) -> None:
     with RecordingCore(tiny_model) as recorder:
         recorder.add("bad", CHAT, cache_salt=cache_salt)
-        message = f"cache_salt: {cache_salt!r}, expected None or text of 1 to 256 characters"
+        message = f"cache_salt: {shown(cache_salt)}, expected None or text of 1 to 256 characters"
         assert recorder.error("bad") == ("invalid_request", message)
 
 

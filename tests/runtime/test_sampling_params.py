@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -69,6 +70,33 @@ def test_these_are_taken(fields: dict[str, Any]) -> None:
 def test_these_are_refused_by_name(fields: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         SamplingParams(**fields)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stop", ["a"] * 100_000),
+        ("stop", [5] * 100_000),
+        ("stop", {"a": "b" * 100_000}),
+        ("stop_token_ids", list(range(100_000))),
+        ("logit_bias", dict.fromkeys(range(100_000), 1)),
+        ("bad_words", ["a"] * 100_000),
+        ("bad_words", ["a" * 100_000]),
+        ("output_kind", "x" * 100_000),
+        ("detokenize", "x" * 100_000),
+        ("temperature", "x" * 100_000),
+        ("temperature", 10**10_000),
+        ("n", [10**10_000]),
+        ("seed", 10**10_000),
+        ("stop_token_ids", [-(10**10_000)]),
+        ("logit_bias", {10**10_000: 1000}),
+    ],
+    ids=itertools.count(),
+)
+def test_a_refusal_is_short_however_long_the_value(field: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=rf"^{field}.*: .+, expected ") as refusal:
+        SamplingParams(**{field: value})
+    assert len(str(refusal.value)) < 400
 
 
 def test_the_bounds_are_the_executor_s() -> None:

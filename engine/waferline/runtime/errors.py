@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
+MAX_SHOWN = 200  # characters of a value in an error
+
 INVALID_REQUEST = "invalid_request"  # malformed, wrong type, value out of range
 PROMPT_TOO_LONG = "prompt_too_long"  # can never fit the context or the KV cache
 DUPLICATE_ID = "duplicate_id"
@@ -35,3 +39,20 @@ class RequestFailed(Exception):
         self.code = code
         self.message = message
         self.retry_after_ms = retry_after_ms
+
+
+def shown(value: object) -> str:
+    """``value`` as it is named in an error, which stays short, and is cheap to make, whatever somebody sent.
+
+    >>> shown("a" * 5), len(shown(["a"] * 1_000_000))
+    ("'aaaaa'", 203)
+    """
+    if isinstance(value, str | bytes | list | tuple):
+        value = value[: MAX_SHOWN + 1]
+    elif isinstance(value, dict):
+        value = dict(islice(value.items(), MAX_SHOWN + 1))
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4300 digits
+        return "a number of too many digits to be shown"
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."

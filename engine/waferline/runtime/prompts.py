@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .errors import shown
 from .sampling_params import SamplingParams
 
 Prompt = str | list[int]
@@ -22,7 +23,7 @@ def pair_prompts(
 ) -> list[tuple[Prompt, SamplingParams]]:
     """Each prompt with its parameters. Raises TypeError or ValueError for what does not pair."""
     if not isinstance(prompts, str | list):
-        raise TypeError(f"prompts: {prompts!r}, expected a string, a list of token ids, or a list of such prompts")
+        raise TypeError(f"prompts: {shown(prompts)}, expected a string, a list of token ids, or a list of such prompts")
     all_prompts: Any = prompts
     if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
         all_prompts = [prompts]
@@ -35,5 +36,5 @@ def pair_prompts(
         )
     for params in all_params:
         if not isinstance(params, SamplingParams):
-            raise TypeError(f"sampling_params: {params!r}, expected SamplingParams")
+            raise TypeError(f"sampling_params: {shown(params)}, expected SamplingParams")
     return list(zip(all_prompts, all_params, strict=True))

@@ -17,7 +17,7 @@ from waferline_kernels.sequences import KV_BLOCK_SIZE, NO_LOGPROBS, SAMPLING
 from ..model.load import Model
 from .block_hash import extend_block_hashes
 from .constraints import Constraints, pack_request_constraints
-from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
+from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed, shown
 from .messages import GenerateRequest
 from .request_options import check_request_options, options_of
 from .sampling_params import SamplingParams
@@ -161,7 +161,7 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
 def _checked_params(params: Any) -> SamplingParams:
     """A copy of ``params``, checked again: a field may have been assigned since they were made."""
     if not isinstance(params, SamplingParams):
-        raise RequestFailed(INVALID_REQUEST, f"sampling_params: {params!r}, expected SamplingParams")
+        raise RequestFailed(INVALID_REQUEST, f"sampling_params: {shown(params)}, expected SamplingParams")
     try:
         return msgspec.structs.replace(params)
     except (TypeError, ValueError) as error:
@@ -170,9 +170,9 @@ def _checked_params(params: Any) -> SamplingParams:
 
 def _prompt_token_ids(prompt: Any, model: Model, vocab: int) -> list[int]:
     if not isinstance(prompt, str | list):
-        raise RequestFailed(INVALID_REQUEST, f"prompt: {prompt!r}, expected a string or a list of token ids")
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {shown(prompt)}, expected a string or a list of token ids")
     if not prompt:
-        raise RequestFailed(INVALID_REQUEST, f"prompt: {prompt!r}, expected at least one character or token id")
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {shown(prompt)}, expected at least one character or token id")
     if isinstance(prompt, list):
         _check_token_ids("prompt", prompt, vocab)
         return list(prompt)
@@ -181,7 +181,7 @@ def _prompt_token_ids(prompt: Any, model: Model, vocab: int) -> list[int]:
     except ValueError as error:
         raise RequestFailed(INVALID_REQUEST, f"prompt: {error}") from None
     if not token_ids:
-        raise RequestFailed(INVALID_REQUEST, f"prompt: {prompt!r} has no tokens, expected at least one")
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {shown(prompt)} has no tokens, expected at least one")
     # A tokenizer can have more tokens than the model was made for.
     _check_token_ids("prompt", token_ids, vocab)
     return token_ids
@@ -190,6 +190,8 @@ def _prompt_token_ids(prompt: Any, model: Model, vocab: int) -> list[int]:
 def _check_token_ids(field: str, token_ids: list[Any], vocab: int) -> None:
     for token_id in token_ids:
         if not isinstance(token_id, int) or isinstance(token_id, bool):
-            raise RequestFailed(INVALID_REQUEST, f"{field}: {token_id!r}, expected token ids (integers)")
+            raise RequestFailed(INVALID_REQUEST, f"{field}: {shown(token_id)}, expected token ids (integers)")
         if not 0 <= token_id < vocab:
-            raise RequestFailed(INVALID_REQUEST, f"{field}: {token_id}, expected token ids from 0 to {vocab - 1}")
+            raise RequestFailed(
+                INVALID_REQUEST, f"{field}: {shown(token_id)}, expected token ids from 0 to {vocab - 1}"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from .errors import INVALID_REQUEST, RequestFailed
+from .errors import INVALID_REQUEST, RequestFailed, shown
 
 MAX_NAME_LENGTH = 256  # characters
 MIN_PRIORITY, MAX_PRIORITY = -(2**31), 2**31 - 1
@@ -54,9 +54,9 @@ def _check_name(field: str, value: Any) -> None:
     except (AttributeError, UnicodeEncodeError):
         pass
     allowed = f"None or text of 1 to {MAX_NAME_LENGTH} characters"
-    raise RequestFailed(INVALID_REQUEST, f"{field}: {value!r}, expected {allowed}")
+    raise RequestFailed(INVALID_REQUEST, f"{field}: {shown(value)}, expected {allowed}")
 
 
 def _check_integer(field: str, value: Any, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RequestFailed(INVALID_REQUEST, f"{field}: {value!r}, expected an integer from {low} to {high}")
+        raise RequestFailed(INVALID_REQUEST, f"{field}: {shown(value)}, expected an integer from {low} to {high}")

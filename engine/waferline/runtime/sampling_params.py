@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from .errors import shown
+
 MAX_STOP_TOKEN_IDS = 60  # the executor's bound, less room for a model's own end-of-sequence ids
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024  # characters
@@ -18,7 +20,6 @@ MAX_BAD_WORDS = 256  # the executor bounds their tokens too
 MAX_BAD_WORD_LENGTH = 256  # characters
 MAX_TEMPERATURE = 1e6  # in which, as in the next, float32 has room for any logits
 MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 1e-3, 1e3
-MAX_SHOWN = 200  # characters of a value in an error
 OUTPUT_KINDS = ("delta", "final_only")
 
 
@@ -92,9 +93,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         self._check_integer("truncate_prompt_tokens", 1, 2**31 - 1, optional=True)
         for field in ("ignore_eos", "include_stop_str_in_output", "detokenize", "skip_special_tokens"):
             if not isinstance(getattr(self, field), bool):
-                raise TypeError(f"{field}: {getattr(self, field)!r}, expected a bool")
+                raise TypeError(f"{field}: {shown(getattr(self, field))}, expected a bool")
         if self.output_kind not in OUTPUT_KINDS:
-            raise ValueError(f"output_kind: {self.output_kind!r}, expected one of {', '.join(OUTPUT_KINDS)}")
+            raise ValueError(f"output_kind: {shown(self.output_kind)}, expected one of {', '.join(OUTPUT_KINDS)}")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens: {self.min_tokens}, expected at most max_tokens ({self.max_tokens})")
         self._check_stop()
@@ -109,28 +110,28 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         if value is None and optional:
             return
         if not _is_integer(value):
-            raise TypeError(f"{field}: {value!r}, expected an integer{' or None' if optional else ''}")
+            raise TypeError(f"{field}: {shown(value)}, expected an integer{' or None' if optional else ''}")
         if not low <= value <= high:
-            raise ValueError(f"{field}: {value}, expected {low} to {high}")
+            raise ValueError(f"{field}: {shown(value)}, expected {low} to {high}")
 
     def _check_number(self, field: str, low: float, high: float, exclusive_low: bool = False) -> None:
         value: Any = getattr(self, field)
         if not _is_number(value):
-            raise TypeError(f"{field}: {value!r}, expected a number")
+            raise TypeError(f"{field}: {shown(value)}, expected a number")
         if not low <= value <= high or (exclusive_low and value == low):
             allowed = f"above {low:g}" if exclusive_low else f"at least {low:g}"
-            raise ValueError(f"{field}: {value}, expected {allowed} and at most {high:g}")
+            raise ValueError(f"{field}: {shown(value)}, expected {allowed} and at most {high:g}")
 
     def _check_stop(self) -> None:
         stop: Any = self.stop_strings if isinstance(self.stop, str | list | None) else self.stop
         if not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
-            raise TypeError(f"stop: {self.stop!r}, expected a string or a list of strings")
+            raise TypeError(f"stop: {shown(self.stop)}, expected a string or a list of strings")
         if "" in stop or len(stop) > MAX_STOP_STRINGS:
-            raise ValueError(f"stop: {self.stop!r}, expected at most {MAX_STOP_STRINGS} strings, none empty")
+            raise ValueError(f"stop: {shown(self.stop)}, expected at most {MAX_STOP_STRINGS} strings, none empty")
         if (longest := max(map(len, stop), default=0)) > MAX_STOP_LENGTH:
             raise ValueError(f"stop: a string of {longest} characters, expected at most {MAX_STOP_LENGTH}")
         if stop and not self.detokenize:
-            raise ValueError(f"stop: {self.stop!r}, expected none without detokenize")
+            raise ValueError(f"stop: {shown(self.stop)}, expected none without detokenize")
         self._check_token_ids("stop_token_ids", MAX_STOP_TOKEN_IDS)
 
     def _check_token_ids(self, field: str, most: int) -> None:
@@ -138,9 +139,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         if ids is None:
             return
         if not isinstance(ids, list) or not all(map(_is_integer, ids)):
-            raise TypeError(f"{field}: {_shown(ids)}, expected a list of integers")
+            raise TypeError(f"{field}: {shown(ids)}, expected a list of integers")
         if len(ids) > most or min(ids, default=0) < 0:
-            raise ValueError(f"{field}: {_shown(ids)}, expected at most {most} ids of at least 0")
+            raise ValueError(f"{field}: {shown(ids)}, expected at most {most} ids of at least 0")
 
     def _check_constraints(self) -> None:
         self._check_token_ids("allowed_token_ids", MAX_ALLOWED_TOKEN_IDS)
@@ -148,18 +149,20 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
             raise ValueError("allowed_token_ids: [], expected at least one id")
         bias: Any = {} if self.logit_bias is None else self.logit_bias
         if not isinstance(bias, dict) or not all(map(_is_integer, bias)) or not all(map(_is_number, bias.values())):
-            raise TypeError(f"logit_bias: {_shown(bias)}, expected a dict of token ids to numbers")
+            raise TypeError(f"logit_bias: {shown(bias)}, expected a dict of token ids to numbers")
         if len(bias) > MAX_LOGIT_BIAS or min(bias, default=0) < 0:
-            raise ValueError(f"logit_bias: {_shown(bias)}, expected at most {MAX_LOGIT_BIAS} ids of at least 0")
+            raise ValueError(f"logit_bias: {shown(bias)}, expected at most {MAX_LOGIT_BIAS} ids of at least 0")
         for token_id, value in bias.items():
             if not -MAX_BIAS <= value <= MAX_BIAS:
-                raise ValueError(f"logit_bias[{token_id}]: {value}, expected -{MAX_BIAS:g} to {MAX_BIAS:g}")
+                raise ValueError(
+                    f"logit_bias[{shown(token_id)}]: {shown(value)}, expected -{MAX_BIAS:g} to {MAX_BIAS:g}"
+                )
         words: Any = [] if self.bad_words is None else self.bad_words
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise TypeError(f"bad_words: {_shown(words)}, expected a list of strings")
+            raise TypeError(f"bad_words: {shown(words)}, expected a list of strings")
         if len(words) > MAX_BAD_WORDS or not all(word.strip() and len(word) <= MAX_BAD_WORD_LENGTH for word in words):
             raise ValueError(
-                f"bad_words: {_shown(words)}, expected at most {MAX_BAD_WORDS} words of at most "
+                f"bad_words: {shown(words)}, expected at most {MAX_BAD_WORDS} words of at most "
                 f"{MAX_BAD_WORD_LENGTH} characters, none blank"
             )
 
@@ -170,9 +173,3 @@ def _is_integer(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _shown(value: object) -> str:
-    """``value`` as it is named in an error, which stays short."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "..."
