@@ -57,12 +57,13 @@ class RecordingCore:
         params: Any = None,
         cache_salt: str | None = None,
         options: dict[str, Any] | None = None,
+        arrival_ns: int | None = None,
         **fields: Any,
     ) -> None:
         """``options``: of RequestOptions; ``fields``: of SamplingParams, where there are no ``params``."""
         params = params or SamplingParams(**fields)
         self._requests[request_id] = GenerateRequest(
-            request_id, prompt, params, **{"cache_salt": cache_salt, **(options or {})}
+            request_id, prompt, params, **{"cache_salt": cache_salt, **(options or {})}, arrival_ns=arrival_ns
         )
         self.core.add(self._requests[request_id])
 

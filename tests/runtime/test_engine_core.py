@@ -215,6 +215,27 @@ def test_a_bad_request_is_refused_by_name_and_others_go_on(
         assert recorder.core.stats().request_errors_total == {code: 1}
 
 
+@pytest.mark.parametrize("option", ["deadline_ms", "queue_timeout_ms"])
+def test_a_request_that_comes_out_of_time_is_not_even_tokenized(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    monkeypatch.setattr(tiny_model.tokenizer, "encode", None)
+    with RecordingCore(tiny_model) as recorder:
+        a_minute_ago = time.monotonic_ns() - 60 * 10**9
+        recorder.add("late", "abc", options={option: 60_000}, arrival_ns=a_minute_ago)
+        assert recorder.error("late") == ("deadline_exceeded", f"{option}: 60000, and it had not begun")
+        assert recorder.core.stats().request_errors_total == {"deadline_exceeded": 1}
+
+
+def test_time_counts_from_the_arrival_wherever_that_was(tiny_model: Model) -> None:
+    with RecordingCore(tiny_model, max_ttft_ms=1000) as recorder:
+        a_minute_ago = time.monotonic_ns() - 60 * 10**9
+        recorder.add("late", "abc", options={"deadline_ms": 10**9}, arrival_ns=a_minute_ago, max_tokens=1)
+        assert len(recorder.finish("late").outputs) == 1
+        assert recorder.core.stats().request_queue_time_seconds_total >= 60
+        assert recorder.core._runner.admission.slowness < 60  # which is the engine's own
+
+
 def test_parameters_that_were_changed_after_their_check_are_checked_again(tiny_model: Model) -> None:
     with RecordingCore(tiny_model) as recorder:
         from waferline import SamplingParams

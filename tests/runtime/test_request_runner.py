@@ -42,7 +42,7 @@ class RunnerBench:
             self.messages.setdefault(output.request_id, []).append(output)
 
     def ask(self, request: Request) -> None:
-        request.arrival_ns = self.now_ns
+        request.arrival_ns = request.entry_ns = self.now_ns
         if self.runner.let_in(request):
             self.runner.accept(request)
 

@@ -1,10 +1,10 @@
 """An engine process without a model: its prompts say what happens. Run as a script by the tests' servers.
 
-"echo ..." and lists of ids: ``max_tokens`` tokens, at once; "bulky": the same, with a kilobyte of text each; "slow
-..." and "sleepy ...": one every 10 ms or 1.5 s; "refuse": an error instead; "busy": that there is too much to do,
-naming the request's options; "die": the process ends by SIGKILL after three tokens; "halt": the engine reports that it
-has stopped. A config whose model is "broken" does not load, and "crash" ends the process while loading. As many tokens
-are said to be cached as the cache salt has characters.
+"echo ..." and lists of ids: ``max_tokens`` tokens, at once; "bulky": the same, with a kilobyte of text each; "slow ..."
+and "sleepy ...": one every 10 ms or 1.5 s; "refuse": an error instead; "busy": that there is too much to do, naming the
+request's options; "arrival": the same, naming when it arrived; "die": the process ends by SIGKILL after three tokens;
+"halt": the engine reports that it has stopped. A config whose model is "broken" does not load, and "crash" ends the
+process while loading. As many tokens are said to be cached as the cache salt has characters.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class FakeEngine:
         if running.kind == "busy":
             options = f"{request.priority} {request.tenant} {request.deadline_ms} {request.queue_timeout_ms}"
             return self._on_output([RequestError(request.request_id, OVERLOADED, options, 70)])
+        if running.kind == "arrival":
+            return self._on_output([RequestError(request.request_id, OVERLOADED, str(request.arrival_ns))])
         if running.kind == "halt":
             return self._on_output([RequestError(request.request_id, ENGINE_DEAD, "the engine stopped")])
         self._on_output([Accepted(request.request_id, prompt_ids(request.prompt), request.params.seed or 0)])

@@ -128,6 +128,20 @@ def test_a_request_the_engine_refuses(server: RunningServer, connect: Connect) -
     assert engine_is_idle(client)
 
 
+def test_a_request_arrives_when_the_server_gets_it(
+    start_server: Callable[..., RunningServer], connect: Connect
+) -> None:
+    """And not when the engine does, which may still be loading."""
+    server = start_server()
+    client = connect(server)
+    before = time.monotonic_ns()
+    client.send(type="generate", id="a", prompt="arrival")
+    client.send(type="ping")
+    assert client.receive()["type"] == "pong"
+    after = time.monotonic_ns()
+    assert before <= int(client.receive()["message"]) <= after
+
+
 def test_ping_and_stats(server: RunningServer, connect: Connect) -> None:
     client = connect(server)
     client.send(type="ping", nonce=7)

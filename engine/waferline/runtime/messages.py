@@ -22,6 +22,7 @@ class GenerateRequest(msgspec.Struct, tag="generate"):
     tenant: str | None = None
     deadline_ms: int | None = None
     queue_timeout_ms: int | None = None
+    arrival_ns: int | None = None  # CLOCK_MONOTONIC when it was asked for, of which those times count; None: now
 
 
 class Accepted(msgspec.Struct, tag="accepted"):

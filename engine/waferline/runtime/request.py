@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,7 @@ from .block_hash import extend_block_hashes
 from .constraints import Constraints, pack_request_constraints
 from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed, shown
 from .messages import GenerateRequest
-from .request_options import check_request_options, options_of
+from .request_options import begin_limit, check_request_options, options_of
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -46,6 +45,7 @@ class Request:
     deadline_ms: int | None = None
     queue_timeout_ms: int | None = None
     arrival_ns: int = 0  # CLOCK_MONOTONIC when it was asked for
+    entry_ns: int = 0  # when the engine took it up
     predicted_ttft_ms: float = 0.0  # when it was admitted, on average; 0 where nothing asks for it
     sequences: list[Sequence] = field(default_factory=list)  # one for each completion, by index
 
@@ -68,16 +68,10 @@ class Request:
         return None if self.deadline_ms is None else self.arrival_ns + self.deadline_ms * 1_000_000
 
     @property
-    def begin_by(self) -> str:
-        """The option that says when it is given up if it has not begun, such as "deadline_ms: 50"."""
-        name = min(("queue_timeout_ms", "deadline_ms"), key=lambda name: getattr(self, name) or math.inf)
-        return f"{name}: {getattr(self, name)}"
-
-    @property
     def begin_by_ns(self) -> int | None:
         """When it is given up if it has not begun."""
-        limits = [limit for limit in (self.queue_timeout_ms, self.deadline_ms) if limit is not None]
-        return self.arrival_ns + min(limits) * 1_000_000 if limits else None
+        limit = begin_limit(self)
+        return None if limit is None else limit.time_ns(self.arrival_ns)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -122,12 +116,17 @@ class Request:
         return row
 
 
-def admit_request(message: GenerateRequest, model: Model, max_model_len: int) -> Request:
-    """The request that ``message`` asks for. Raises RequestFailed for one that ``model`` cannot run."""
+def admit_request(message: GenerateRequest, model: Model, max_model_len: int, now_ns: int = 0) -> Request:
+    """The request that ``message`` asks for. Raises RequestFailed for one that ``model`` cannot run, or that is out of time
+    at ``now_ns`` of the clock of its arrival."""
     vocab = model.program.dims.vocab
     params = _checked_params(message.params)
     options = options_of(message)
     check_request_options(options)
+    arrival_ns = now_ns if message.arrival_ns is None else message.arrival_ns
+    limit = begin_limit(message)
+    if limit is not None and limit.time_ns(arrival_ns) <= now_ns:
+        raise limit.failure()
     prompt_token_ids = _prompt_token_ids(message.prompt, model, vocab)
     if params.truncate_prompt_tokens is not None:
         prompt_token_ids = prompt_token_ids[-params.truncate_prompt_tokens :]
@@ -154,6 +153,8 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int) ->
         stop_ids=list(dict.fromkeys([*eos_ids, *(params.stop_token_ids or ())])),
         eos_ids=frozenset(eos_ids),
         constraints=constraints,
+        arrival_ns=arrival_ns,
+        entry_ns=now_ns,
         **options,
     )
 

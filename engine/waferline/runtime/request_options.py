@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-from .errors import INVALID_REQUEST, RequestFailed, shown
+from .errors import DEADLINE_EXCEEDED, INVALID_REQUEST, RequestFailed, shown
 
 MAX_NAME_LENGTH = 256  # characters
 MIN_PRIORITY, MAX_PRIORITY = -(2**31), 2**31 - 1
@@ -34,6 +34,29 @@ def options_of(message: Any) -> RequestOptions:
     options: Any = {name: getattr(message, name) for name in RequestOptions.__annotations__}
     checked: RequestOptions = options
     return checked
+
+
+class BeginLimit(NamedTuple):
+    """The option by which a request is given up that has not begun, and its milliseconds from the arrival on."""
+
+    option: str
+    milliseconds: int
+
+    def time_ns(self, arrival_ns: int) -> int:
+        return arrival_ns + self.milliseconds * 1_000_000
+
+    def failure(self) -> RequestFailed:
+        return RequestFailed(DEADLINE_EXCEEDED, f"{self.option}: {self.milliseconds}, and it had not begun")
+
+
+def begin_limit(message: Any) -> BeginLimit | None:
+    """What the fields of a message say about its beginning; None: it waits as long as it takes."""
+    limits = [BeginLimit(name, getattr(message, name)) for name in ("queue_timeout_ms", "deadline_ms")]
+    return min(
+        (limit for limit in limits if limit.milliseconds is not None),
+        key=lambda limit: limit.milliseconds,
+        default=None,
+    )
 
 
 def check_request_options(options: RequestOptions) -> None:

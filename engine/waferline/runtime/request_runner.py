@@ -20,7 +20,7 @@ from waferline_kernels.executor import Executor, RunResult
 from ..model.load import Model
 from .admission import Admission
 from .deadlines import Deadlines
-from .errors import DEADLINE_EXCEEDED, DUPLICATE_ID, INTERNAL, RequestFailed
+from .errors import DUPLICATE_ID, INTERNAL, RequestFailed
 from .messages import Accepted, EngineOutput, Finished, GenerateRequest, RequestError
 from .output_processor import (
     append_prompt_logprobs,
@@ -31,6 +31,7 @@ from .output_processor import (
     unpack_entries,
 )
 from .request import Request, admit_request
+from .request_options import begin_limit
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .step_builder import ScheduledStep
@@ -38,11 +39,11 @@ from .step_builder import ScheduledStep
 logger = logging.getLogger(__name__)
 
 
-def make_request(message: GenerateRequest, model: Model, max_model_len: int, arrival_ns: int) -> Request | RequestError:
-    """The request that ``message`` asks for, its sequences made; what its client is told where ``model`` cannot run it."""
+def make_request(message: GenerateRequest, model: Model, max_model_len: int, now_ns: int) -> Request | RequestError:
+    """The request that ``message`` asks for, its sequences made; what its client is told where ``model`` cannot run it, or
+    its time is over at ``now_ns``."""
     try:
-        request = admit_request(message, model, max_model_len)
-        request.arrival_ns = arrival_ns
+        request = admit_request(message, model, max_model_len, now_ns)
         request.sequences = [Sequence(request, index, model.tokenizer) for index in range(request.params.n)]
     except RequestFailed as error:
         return RequestError(message.request_id, error.code, error.message)
@@ -132,8 +133,9 @@ class RequestRunner:
             return
         now_ns = self._clock_ns()
         for request in self.deadlines.take_due(now_ns):
-            if not request.has_begun:
-                self._fail([request], RequestFailed(DEADLINE_EXCEEDED, f"{request.begin_by}, and it had not begun"))
+            limit = begin_limit(request)
+            if limit is not None and not request.has_begun:
+                self._fail([request], limit.failure())
             elif request.end_by_ns is not None and request.end_by_ns <= now_ns:
                 self._finish_all(request, "deadline")
 
@@ -193,7 +195,7 @@ class RequestRunner:
             (outputs if sequence.gathered is None else sequence.gathered).append(delta)
             self.num_output_tokens += 1
             if sequence.index == 0 and sequence.num_output_tokens == 1:
-                self.admission.begun(sequence.request, (self._clock_ns() - sequence.request.arrival_ns) * 1e-6)
+                self.admission.begun(sequence.request, (self._clock_ns() - sequence.request.entry_ns) * 1e-6)
             if delta.finish_reason is not None:
                 self._finish(sequence, delta.finish_reason, outputs)
         self._emit(outputs)

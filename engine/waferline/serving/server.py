@@ -195,7 +195,9 @@ class Server:
         options = options_of(message)
         # Unless it says whose a request is, each connection is a tenant of its own.
         options["tenant"] = message.tenant or f"connection {client.hex()}"
-        self._engine.send(messages.GenerateRequest(name, message.prompt, message.params, **options))
+        arrival_ns = time.monotonic_ns()
+        request = messages.GenerateRequest(name, message.prompt, message.params, **options, arrival_ns=arrival_ns)
+        self._engine.send(request)
 
     def _refuse(self, client: bytes, error: wire.InvalidMessage) -> None:
         """Answer a message that cannot be taken, without its id where that would seem to end a request in flight."""
