@@ -1,10 +1,11 @@
 """An engine process without a model: its prompts say what happens. Run as a script by the tests' servers.
 
-"echo ..." and lists of ids: ``max_tokens`` tokens, at once; "bulky": the same, with a kilobyte of text each; "slow ..."
-and "sleepy ...": one every 10 ms or 1.5 s; "refuse": an error instead; "busy": that there is too much to do, naming the
-request's options; "arrival": the same, naming when it arrived; "die": the process ends by SIGKILL after three tokens;
-"halt": the engine reports that it has stopped. A config whose model is "broken" does not load, and "crash" ends the
-process while loading. As many tokens are said to be cached as the cache salt has characters.
+"echo ..." and lists of ids: ``max_tokens`` tokens, at once; "heavy ...": the same after a second for which ``add``
+takes; "bulky": the same, with a kilobyte of text each; "slow ..." and "sleepy ...": one every 10 ms or 1.5 s; "refuse":
+an error instead; "busy": that there is too much to do, naming the request's options; "arrival": the same, naming when
+it arrived; "die": the process ends by SIGKILL after three tokens; "halt": the engine reports that it has stopped. A
+config whose model is "broken" does not load, and "crash" ends the process while loading. As many tokens are said to be
+cached as the cache salt has characters.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from waferline.runtime.errors import ENGINE_DEAD, OVERLOADED, PROMPT_TOO_LONG
 from waferline.runtime.messages import Accepted, Delta, EngineOutput, Finished, GenerateRequest, RequestError
 from waferline.serving import engine_process
 from waferline.serving.engine_link import EngineConfig
-from waferline.serving.engine_process import OnOutput
+from waferline.serving.entrance import OnOutput
 
 STEP_S = {"slow": 0.01, "sleepy": 1.5}
 
@@ -63,6 +64,8 @@ class FakeEngine:
             return self._on_output([RequestError(request.request_id, OVERLOADED, options, 70)])
         if running.kind == "arrival":
             return self._on_output([RequestError(request.request_id, OVERLOADED, str(request.arrival_ns))])
+        if running.kind == "heavy":
+            time.sleep(1)
         if running.kind == "halt":
             return self._on_output([RequestError(request.request_id, ENGINE_DEAD, "the engine stopped")])
         self._on_output([Accepted(request.request_id, prompt_ids(request.prompt), request.params.seed or 0)])
@@ -76,7 +79,12 @@ class FakeEngine:
                 self._running[request_id].is_aborted = True
 
     def stats(self) -> dict[str, Any]:
-        return {"model": self._config.model, "num_running": len(self._running)}
+        return {
+            "model": self._config.model,
+            "num_running": len(self._running),
+            "num_requests_waiting": 0,
+            "oldest_wait_seconds": 0.0,
+        }
 
     def close(self) -> None:
         with self._changed:

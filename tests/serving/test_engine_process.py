@@ -5,71 +5,14 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import threading
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
 from running_server import FAKE_ENGINE
 
-from waferline.runtime.messages import EngineOutput, GenerateRequest, RequestError
-from waferline.runtime.prompts import LONG_PROMPT
-from waferline.runtime.sampling_params import SamplingParams
 from waferline.serving.engine_link import MODULE_COMMAND, EngineConfig, EngineProcess, GetStats, private_directory
-from waferline.serving.engine_process import Entrance
 from waferline.serving.server import Server
-
-LONG = "x" * LONG_PROMPT
-
-
-class SlowTokenizer:
-    """An engine that takes long prompts up when it is told to; what it is asked for, in order."""
-
-    def __init__(self) -> None:
-        self.go_on = threading.Event()
-        self.asked: list[str] = []
-
-    def add(self, request: GenerateRequest) -> None:
-        if len(request.prompt) >= LONG_PROMPT:
-            assert self.go_on.wait(10)
-        self.asked.append(f"add {request.request_id}")
-
-    def abort(self, request_id: str) -> None:
-        self.asked.append(f"abort {request_id}")
-
-    def stats(self) -> Any: ...
-
-    def close(self) -> None: ...
-
-
-def request(name: str, prompt: str | list[int]) -> GenerateRequest:
-    return GenerateRequest(name, prompt, SamplingParams())
-
-
-def test_a_long_prompt_holds_up_neither_other_requests_nor_cancellations() -> None:
-    engine = SlowTokenizer()
-    with closing(Entrance(engine, lambda outputs: None)) as entrance:
-        entrance.add(request("long", LONG))
-        entrance.add(request("short", "Hi"))
-        entrance.add(request("ids", [1, 2]))
-        entrance.abort("short")
-        entrance.abort("long")  # which has not been taken up
-        assert engine.asked == ["add short", "add ids", "abort short"]
-        engine.go_on.set()
-    assert engine.asked[3:] == ["add long", "abort long"]
-
-
-def test_a_long_prompt_that_is_not_taken_up_is_answered() -> None:
-    class Failing(SlowTokenizer):
-        def add(self, request: GenerateRequest) -> None:
-            raise MemoryError
-
-    outputs: list[EngineOutput] = []
-    with closing(Entrance(Failing(), outputs.extend)) as entrance:
-        entrance.add(request("long", LONG))
-    assert outputs == [RequestError("long", "internal", "the request could not be taken up: MemoryError()")]
 
 
 @pytest.mark.parametrize("command", [MODULE_COMMAND, FAKE_ENGINE], ids=["engine", "fake"])

@@ -10,6 +10,7 @@ import msgpack
 import pytest
 from running_server import RawClient, RunningServer
 
+from waferline.runtime.prompts import LONG_PROMPT
 from waferline.serving import outbox, wire
 from waferline.serving import server as server_module
 
@@ -140,6 +141,21 @@ def test_a_request_arrives_when_the_server_gets_it(
     assert client.receive()["type"] == "pong"
     after = time.monotonic_ns()
     assert before <= int(client.receive()["message"]) <= after
+
+
+def test_long_prompts_wait_as_all_others_do(server: RunningServer, connect: Connect) -> None:
+    client = connect(server)
+    heavy = "heavy " + "x" * LONG_PROMPT
+    for name in ("first", "second", "late"):
+        options = {"queue_timeout_ms": 1} if name == "late" else {}
+        client.send(type="generate", id=name, prompt=heavy, params={"max_tokens": 1}, **options)
+    client.send(type="cancel", id="second")
+    ends: dict[str, Any] = {}
+    while len(ends) < 3:
+        message = client.receive_until("finished", "error")[-1]
+        ends[message["id"]] = message.get("code") or message["finish_reasons"]
+    assert ends == {"second": ["abort"], "late": "deadline_exceeded", "first": ["length"]}
+    assert list(ends)[-1] == "first"
 
 
 def test_ping_and_stats(server: RunningServer, connect: Connect) -> None:

@@ -11,11 +11,18 @@ Prompt = str | list[int]
 Prompts = Prompt | list[str] | list[list[int]] | list[Prompt]
 
 LONG_PROMPT = 1 << 14  # characters
+MANY_TOKEN_IDS = 1 << 16
 
 
 def is_slow_to_tokenize(*prompts: Prompt) -> bool:
     """Whether ``prompts`` take a tokenizer some milliseconds, for which nobody else should wait."""
     return sum(len(prompt) for prompt in prompts if isinstance(prompt, str)) >= LONG_PROMPT
+
+
+def is_slow_to_admit(prompt: Prompt, params: SamplingParams) -> bool:
+    """Whether tokenising ``prompt``, or checking all the ids in a request, takes some milliseconds."""
+    num_ids = len(params.allowed_token_ids or ()) + (len(prompt) if isinstance(prompt, list) else 0)
+    return is_slow_to_tokenize(prompt) or num_ids >= MANY_TOKEN_IDS
 
 
 def pair_prompts(

@@ -10,17 +10,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import partial
-from typing import Any, Protocol
 
 import msgspec
 import zmq
 
-from ..runtime.errors import INTERNAL
-from ..runtime.messages import EngineOutput, GenerateRequest, RequestError
-from ..runtime.prompts import is_slow_to_tokenize
+from ..runtime.messages import EngineOutput, GenerateRequest
 from .engine_link import (
     Abort,
     Command,
@@ -35,8 +30,9 @@ from .engine_link import (
     pipe,
     report_address,
 )
+from .entrance import Engine, Entrance, OnOutput
+from .timeouts import poll_ms
 
-OnOutput = Callable[[list[EngineOutput]], None]
 FLUSH_MS = 1000  # for the last reports, when the process ends
 LIMITS = (
     "threads",
@@ -55,18 +51,6 @@ LIMITS = (
 )
 
 
-class Engine(Protocol):
-    """What this process needs of an EngineCore."""
-
-    def add(self, request: GenerateRequest) -> None: ...
-
-    def abort(self, request_id: str) -> None: ...
-
-    def stats(self) -> Any: ...
-
-    def close(self) -> None: ...
-
-
 def create_engine(config: EngineConfig, on_output: OnOutput) -> Engine:
     """The EngineCore that ``config`` asks for."""
     from ..model.load import load_model
@@ -75,38 +59,6 @@ def create_engine(config: EngineConfig, on_output: OnOutput) -> Engine:
     model = load_model(config.model, config.dtype, config.max_model_len)
     limits = {name: getattr(config, name) for name in LIMITS if getattr(config, name) is not None}
     return EngineCore(model, **limits, on_output=on_output)
-
-
-class Entrance:
-    """Hands ``engine`` its requests in turn, but for those with long prompts: tokenising them holds nobody else up."""
-
-    def __init__(self, engine: Engine, on_output: OnOutput) -> None:
-        self._engine = engine
-        self._on_output = on_output
-        self._tokenizing = ThreadPoolExecutor(1, "waferline-tokenize")
-        self._entering: dict[str, Future[None]] = {}
-
-    def add(self, request: GenerateRequest) -> None:
-        if not is_slow_to_tokenize(request.prompt):
-            return self._engine.add(request)
-        entering = self._entering[request.request_id] = self._tokenizing.submit(self._engine.add, request)
-        entering.add_done_callback(partial(self._entered, request.request_id))
-
-    def abort(self, request_id: str) -> None:
-        entering = self._entering.get(request_id)
-        if entering is None:
-            self._engine.abort(request_id)
-        else:
-            entering.add_done_callback(lambda _: self._engine.abort(request_id))
-
-    def _entered(self, request_id: str, entering: Future[None]) -> None:
-        del self._entering[request_id]
-        error = None if entering.cancelled() else entering.exception()
-        if error is not None:  # which nobody else would see
-            self._on_output([RequestError(request_id, INTERNAL, f"the request could not be taken up: {error!r}")])
-
-    def close(self) -> None:
-        self._tokenizing.shutdown(cancel_futures=True)
 
 
 class Reporter:
@@ -164,31 +116,33 @@ def run(
         return 1
     try:
         reporter.send(Ready(msgspec.to_builtins(engine.stats())))
-        with closing(Entrance(engine, reporter.send_outputs)) as entrance:
-            serve(commands, reporter, poller, engine, entrance)
+        with closing(Entrance(engine, reporter.send_outputs, config.max_waiting_requests)) as entrance:
+            serve(commands, reporter, poller, entrance)
     finally:
         engine.close()
     return 0
 
 
-def is_cut(poller: zmq.Poller, commands: zmq.Socket[bytes]) -> bool:
-    """Wait for a command, or for the end of the lifeline; whether it is the latter."""
-    return any(readable is not commands for readable, _ in poller.poll())
+def is_cut(poller: zmq.Poller, commands: zmq.Socket[bytes], timeout: float | None = None) -> bool:
+    """Wait for a command, for the end of the lifeline, or ``timeout`` seconds; whether it is the second."""
+    return any(readable is not commands for readable, _ in poller.poll(None if timeout is None else poll_ms(timeout)))
 
 
-def serve(
-    commands: zmq.Socket[bytes], reporter: Reporter, poller: zmq.Poller, engine: Engine, entrance: Entrance
-) -> None:
-    """Hand the server's commands to ``engine`` until the lifeline is cut."""
+def serve(commands: zmq.Socket[bytes], reporter: Reporter, poller: zmq.Poller, entrance: Entrance) -> None:
+    """Carry out the server's commands until the lifeline is cut."""
     decoder = msgspec.msgpack.Decoder(Command)
-    while not is_cut(poller, commands):
-        match decoder.decode(commands.recv()):
-            case GenerateRequest() as request:
-                entrance.add(request)
+    while not is_cut(poller, commands, entrance.end_overdue()):
+        try:
+            command = decoder.decode(commands.recv(zmq.NOBLOCK))
+        except zmq.Again:
+            continue  # something is out of time
+        match command:
+            case GenerateRequest():
+                entrance.add(command)
             case Abort(request_id):
                 entrance.abort(request_id)
             case GetStats():
-                reporter.send(EngineStats(msgspec.to_builtins(engine.stats())))
+                reporter.send(EngineStats(entrance.stats()))
 
 
 def die_with_parent() -> None:
