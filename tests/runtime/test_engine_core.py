@@ -194,6 +194,8 @@ def test_max_tokens_none_fills_the_context(tiny_model: Model) -> None:
         ([1, "a" * 1000], {}, "invalid_request", f"prompt: '{'a' * 199}..., expected token ids (integers)"),
         ("\ud800", {}, "invalid_request", "prompt: text: "),
         ("a", {"stop_token_ids": [1, 300]}, "invalid_request", "stop_token_ids: 300, expected token ids from 0 to 258"),
+        ([1] * 255 + ["a"], {}, "prompt_too_long", "prompt: 256 tokens, expected at most 255"),
+        ([-1, 1, 2], {"truncate_prompt_tokens": 2}, "invalid_request", "prompt: -1, expected token ids from 0 to 258"),
         (
             [1] * 256,
             {},

@@ -49,6 +49,17 @@ def test_these_are_taken(fields: dict[str, Any]) -> None:
         ({"logit_bias": {5: float("nan")}}, ValueError, r"logit_bias\[5\]: nan, expected -100 to 100"),
         ({"allowed_token_ids": 5}, TypeError, "allowed_token_ids: 5, expected a list of integers"),
         ({"allowed_token_ids": [5.0]}, TypeError, r"allowed_token_ids: \[5.0\], expected a list of integers"),
+        ({"allowed_token_ids": [5, True]}, TypeError, r"allowed_token_ids: \[5, True\], expected a list of integers"),
+        (
+            {"stop_token_ids": [5, 10**30, -1]},
+            ValueError,
+            r"stop_token_ids: \[.*\], expected at most 60 ids of at least",
+        ),
+        # Length comes first: how many there are costs nothing to find out.
+        ({"stop": ["a"] * 16 + [5]}, ValueError, "expected at most 16 strings"),
+        ({"stop_token_ids": [1] * 60 + ["a"]}, ValueError, "expected at most 60 ids"),
+        ({"logit_bias": dict.fromkeys([*range(300), "a"], 1)}, ValueError, "expected at most 300 ids"),
+        ({"bad_words": ["a"] * 256 + [5]}, ValueError, "expected at most 256 words"),
         ({"allowed_token_ids": []}, ValueError, r"allowed_token_ids: \[\], expected at least one id"),
         ({"allowed_token_ids": [-1]}, ValueError, r"allowed_token_ids: \[-1\], expected at most 262144 ids"),
         ({"stop_token_ids": [-1]}, ValueError, r"stop_token_ids: \[-1\], expected at most 60 ids of at least 0"),

@@ -21,9 +21,10 @@ RECEIVE_TIMEOUT_MS = 30_000
 
 
 class RunningServer:
-    """``server`` in a thread; ``failure`` is what its ``run`` raised, once it has ended."""
+    """``server`` in a thread; ``failure`` is what its ``run`` raised, once it has ended. Not
+    ``is_started``: the server is there, its loop is the test's to call."""
 
-    def __init__(self, model: str = "fake", **options: Any) -> None:
+    def __init__(self, model: str = "fake", is_started: bool = True, **options: Any) -> None:
         self.ready = threading.Event()
         self.failure: EngineError | None = None
         self.server = Server(
@@ -35,7 +36,8 @@ class RunningServer:
         )
         self.address = self.server.address
         self._thread = threading.Thread(target=self._run)
-        self._thread.start()
+        if is_started:
+            self._thread.start()
 
     def _run(self) -> None:
         try:

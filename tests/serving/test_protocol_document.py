@@ -14,7 +14,7 @@ import pytest
 from waferline.runtime.errors import CODES, UNAVAILABLE
 from waferline.runtime.sampling_params import SamplingParams
 from waferline.runtime.stats import EngineStats
-from waferline.serving import outbox, server, wire
+from waferline.serving import entrance, outbox, server, wire
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 EXAMPLES = [
@@ -86,5 +86,6 @@ def test_the_bounds_are_those_in_force() -> None:
         assert f"{bound:,}" in bounds
     assert f"| {wire.MAX_ID_LENGTH} |" in bounds
     assert f"| {server.MAX_REQUESTS} |" in bounds
+    assert f"{entrance.MAX_WAITING_LENGTH:,}" in bounds
     assert f"| {outbox.MAX_UNREAD_BYTES >> 20} MiB" in bounds
     assert f"# The protocol, version {wire.PROTOCOL_VERSION}\n" in DOCUMENT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -249,6 +250,21 @@ def test_a_client_that_never_reads_is_given_up(
     wait_until_idle(observer)
     error = slow.receive_until("error")[-1]
     assert (error["id"], error["code"]) == ("a", "overloaded")
+
+
+def test_large_messages_are_taken_one_at_a_time(connect: Connect) -> None:
+    """So that what the engine says meanwhile does not wait for all of them."""
+    running = RunningServer(is_started=False)
+    client = connect(running)
+    for _ in range(5):
+        client.send(type="ping", padding="x" * server_module.BYTES_PER_TURN)
+    time.sleep(0.2)  # in which all of them arrive
+    for _ in range(5):
+        running.server._on_clients()
+        assert client.receive()["type"] == "error"
+        assert not client.socket.poll(20)
+    running.signal(signal.SIGINT)
+    running.server.run()
 
 
 def test_more_requests_than_the_server_takes(

@@ -2,7 +2,7 @@
 
 In: ``GenerateRequest`` and ``abort(request_id)``. Out, for each request: one ``Accepted`` or one ``RequestError``; then
 ``Delta``s, one for each token of each completion; then one ``Finished``. A request that fails after it was accepted
-ends with a ``RequestError`` instead. After either, nothing more.
+ends with a ``RequestError`` instead, and one that is aborted before with a ``Finished`` alone. After either, nothing more.
 """
 
 from __future__ import annotations

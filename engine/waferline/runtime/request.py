@@ -19,7 +19,7 @@ from .constraints import Constraints, pack_request_constraints
 from .errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed, shown
 from .messages import GenerateRequest
 from .request_options import begin_limit, check_request_options, options_of
-from .sampling_params import SamplingParams
+from .sampling_params import SamplingParams, are_integers
 
 if TYPE_CHECKING:
     from .sequence import Sequence
@@ -127,7 +127,8 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int, no
     limit = begin_limit(message)
     if limit is not None and limit.time_ns(arrival_ns) <= now_ns:
         raise limit.failure()
-    prompt_token_ids = _prompt_token_ids(message.prompt, model, vocab)
+    prompt_token_ids = _prompt_token_ids(message.prompt, model)
+    given = prompt_token_ids
     if params.truncate_prompt_tokens is not None:
         prompt_token_ids = prompt_token_ids[-params.truncate_prompt_tokens :]
     if len(prompt_token_ids) + 1 > max_model_len:
@@ -136,6 +137,8 @@ def admit_request(message: GenerateRequest, model: Model, max_model_len: int, no
             f"prompt: {len(prompt_token_ids)} tokens, expected at most {max_model_len - 1}, "
             f"which leaves room for one more in a max_model_len of {max_model_len}",
         )
+    # Of a text's too: a tokenizer can have more tokens than the model was made for.
+    _check_token_ids("prompt", given, vocab)
     for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
         _check_token_ids(name, list(getattr(params, name) or ()), vocab)
     try:
@@ -169,13 +172,13 @@ def _checked_params(params: Any) -> SamplingParams:
         raise RequestFailed(INVALID_REQUEST, str(error)) from None
 
 
-def _prompt_token_ids(prompt: Any, model: Model, vocab: int) -> list[int]:
+def _prompt_token_ids(prompt: Any, model: Model) -> list[int]:
+    """The ids of ``prompt``, which are checked when it is known that they are not too many."""
     if not isinstance(prompt, str | list):
         raise RequestFailed(INVALID_REQUEST, f"prompt: {shown(prompt)}, expected a string or a list of token ids")
     if not prompt:
         raise RequestFailed(INVALID_REQUEST, f"prompt: {shown(prompt)}, expected at least one character or token id")
     if isinstance(prompt, list):
-        _check_token_ids("prompt", prompt, vocab)
         return list(prompt)
     try:
         token_ids = model.tokenizer.encode(prompt)
@@ -183,14 +186,14 @@ def _prompt_token_ids(prompt: Any, model: Model, vocab: int) -> list[int]:
         raise RequestFailed(INVALID_REQUEST, f"prompt: {error}") from None
     if not token_ids:
         raise RequestFailed(INVALID_REQUEST, f"prompt: {shown(prompt)} has no tokens, expected at least one")
-    # A tokenizer can have more tokens than the model was made for.
-    _check_token_ids("prompt", token_ids, vocab)
     return token_ids
 
 
 def _check_token_ids(field: str, token_ids: list[Any], vocab: int) -> None:
+    if are_integers(token_ids) and min(token_ids, default=0) >= 0 and max(token_ids, default=0) < vocab:
+        return
     for token_id in token_ids:
-        if not isinstance(token_id, int) or isinstance(token_id, bool):
+        if not are_integers([token_id]):
             raise RequestFailed(INVALID_REQUEST, f"{field}: {shown(token_id)}, expected token ids (integers)")
         if not 0 <= token_id < vocab:
             raise RequestFailed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -124,9 +125,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
 
     def _check_stop(self) -> None:
         stop: Any = self.stop_strings if isinstance(self.stop, str | list | None) else self.stop
-        if not isinstance(stop, list) or not all(isinstance(s, str) for s in stop):
+        too_many = isinstance(stop, list) and len(stop) > MAX_STOP_STRINGS
+        if not too_many and not (isinstance(stop, list) and all(isinstance(s, str) for s in stop)):
             raise TypeError(f"stop: {shown(self.stop)}, expected a string or a list of strings")
-        if "" in stop or len(stop) > MAX_STOP_STRINGS:
+        if too_many or "" in stop:
             raise ValueError(f"stop: {shown(self.stop)}, expected at most {MAX_STOP_STRINGS} strings, none empty")
         if (longest := max(map(len, stop), default=0)) > MAX_STOP_LENGTH:
             raise ValueError(f"stop: a string of {longest} characters, expected at most {MAX_STOP_LENGTH}")
@@ -138,9 +140,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         ids: Any = getattr(self, field)
         if ids is None:
             return
-        if not isinstance(ids, list) or not all(map(_is_integer, ids)):
+        too_many = isinstance(ids, list) and len(ids) > most
+        if not too_many and not (isinstance(ids, list) and are_integers(ids)):
             raise TypeError(f"{field}: {shown(ids)}, expected a list of integers")
-        if len(ids) > most or min(ids, default=0) < 0:
+        if too_many or min(ids, default=0) < 0:
             raise ValueError(f"{field}: {shown(ids)}, expected at most {most} ids of at least 0")
 
     def _check_constraints(self) -> None:
@@ -148,9 +151,10 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
         if self.allowed_token_ids == []:
             raise ValueError("allowed_token_ids: [], expected at least one id")
         bias: Any = {} if self.logit_bias is None else self.logit_bias
-        if not isinstance(bias, dict) or not all(map(_is_integer, bias)) or not all(map(_is_number, bias.values())):
+        too_many = isinstance(bias, dict) and len(bias) > MAX_LOGIT_BIAS
+        if not too_many and not (isinstance(bias, dict) and are_integers(bias) and all(map(_is_number, bias.values()))):
             raise TypeError(f"logit_bias: {shown(bias)}, expected a dict of token ids to numbers")
-        if len(bias) > MAX_LOGIT_BIAS or min(bias, default=0) < 0:
+        if too_many or min(bias, default=0) < 0:
             raise ValueError(f"logit_bias: {shown(bias)}, expected at most {MAX_LOGIT_BIAS} ids of at least 0")
         for token_id, value in bias.items():
             if not -MAX_BIAS <= value <= MAX_BIAS:
@@ -158,13 +162,19 @@ class SamplingParams(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, o
                     f"logit_bias[{shown(token_id)}]: {shown(value)}, expected -{MAX_BIAS:g} to {MAX_BIAS:g}"
                 )
         words: Any = [] if self.bad_words is None else self.bad_words
-        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        too_many = isinstance(words, list) and len(words) > MAX_BAD_WORDS
+        if not too_many and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
             raise TypeError(f"bad_words: {shown(words)}, expected a list of strings")
-        if len(words) > MAX_BAD_WORDS or not all(word.strip() and len(word) <= MAX_BAD_WORD_LENGTH for word in words):
+        if too_many or not all(word.strip() and len(word) <= MAX_BAD_WORD_LENGTH for word in words):
             raise ValueError(
                 f"bad_words: {shown(words)}, expected at most {MAX_BAD_WORDS} words of at most "
                 f"{MAX_BAD_WORD_LENGTH} characters, none blank"
             )
+
+
+def are_integers(values: Iterable[object]) -> bool:
+    """Whether all are integers, and none a bool. There can be hundreds of thousands: their types are few."""
+    return all(issubclass(kind, int) and kind is not bool for kind in set(map(type, values)))
 
 
 def _is_integer(value: object) -> bool:

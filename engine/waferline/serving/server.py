@@ -47,6 +47,7 @@ from .timeouts import poll_ms
 
 MAX_REQUESTS = 4096  # in flight, over all clients
 MESSAGES_PER_TURN = 16  # from one side, before the other is looked at
+BYTES_PER_TURN = 1 << 18  # the same; of a message that has more, one
 BACKLOG_RETRY_S = 0.05
 HEARTBEAT_S = 5
 HEARTBEAT_TIMEOUT_S = 30
@@ -157,11 +158,14 @@ class Server:
     # From clients
 
     def _on_clients(self) -> None:
-        for _ in range(MESSAGES_PER_TURN):
+        num_messages = num_bytes = 0
+        while num_messages < MESSAGES_PER_TURN and num_bytes < BYTES_PER_TURN:
             try:
                 client, *frames = self._router.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
+            num_messages += 1
+            num_bytes += sum(map(len, frames))
             try:
                 self._handle(client, wire.decode_client_message(frames))
             except wire.InvalidMessage as error:
