@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 
 from .runtime.sampling_params import SamplingParams
 from .serving.client import Client
+from .serving.python_command import python_command
 
 STOP_TIMEOUT_S = 10.0
 
@@ -38,9 +38,7 @@ def running_server(model: str, *options: str) -> Iterator[str]:
     """A server process for ``model`` on a free port of this machine, stopped in the end; its address. ``options``: of
     ``waferline serve``."""
     command = [
-        sys.executable,
-        "-m",
-        "waferline.cli",
+        *python_command("waferline.cli"),
         "serve",
         model,
         "--bind",

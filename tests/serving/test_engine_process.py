@@ -5,18 +5,19 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import zmq
 from running_server import FAKE_ENGINE
 
-from waferline.serving.engine_link import MODULE_COMMAND, EngineConfig, EngineProcess, GetStats, private_directory
+from waferline.serving.engine_link import EngineConfig, EngineProcess, GetStats, engine_command, private_directory
 from waferline.serving.server import Server
 
 
-@pytest.mark.parametrize("command", [MODULE_COMMAND, FAKE_ENGINE], ids=["engine", "fake"])
-def test_an_engine_ends_with_a_server_that_ended_before_its_first_command(command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("command", [engine_command(), FAKE_ENGINE], ids=["engine", "fake"])
+def test_an_engine_ends_with_a_server_that_ended_before_its_first_command(command: Sequence[str]) -> None:
     directory = private_directory()
     lifeline, far_end = socket.socketpair()
     with far_end:

@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +20,8 @@ import msgspec
 import zmq
 
 from ..runtime.messages import EngineOutput, GenerateRequest
+from .python_command import python_command
 
-MODULE_COMMAND = (sys.executable, "-m", "waferline.serving.engine_process")
 CLOSE_TIMEOUT_S = 5.0
 RECONNECT_MS = 10  # until the process that was started is there
 MAX_TEMPORARY_PATH = 70  # of the some 100 characters that a socket's path may have
@@ -83,14 +82,14 @@ class EngineError(RuntimeError):
 
 
 class EngineProcess:
-    """A process that loads the model of ``config`` and then runs requests; ``command`` starts it.
+    """A process that loads the model of ``config`` and then runs requests; ``command`` starts another than this package's.
 
     ``reports`` (a ZeroMQ socket) is readable when there is something to ``receive``, ``lifeline`` (a socket) when the
     process has ended.
     """
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], config: EngineConfig, command: Sequence[str] = MODULE_COMMAND
+        self, context: zmq.Context[zmq.Socket[bytes]], config: EngineConfig, command: Sequence[str] | None = None
     ) -> None:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
@@ -104,7 +103,7 @@ class EngineProcess:
         self.lifeline, far_end = socket.socketpair()
         with far_end:
             self._process = subprocess.Popen(
-                [*command, self._directory, str(far_end.fileno())],
+                [*(command or engine_command()), self._directory, str(far_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # the server's standard output is its own
                 pass_fds=[far_end.fileno()],
@@ -149,6 +148,10 @@ class EngineProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def engine_command() -> list[str]:
+    return python_command("waferline.serving.engine_process")
 
 
 def private_directory() -> str:
