@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
+import socket
+import stat
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5757"
 
@@ -28,6 +31,29 @@ def check_bind_address(address: str, allow_remote: bool) -> None:
             f"bind: {address!r} can be reached from other machines, and whoever reaches it may use it; "
             "expected a loopback address such as 127.0.0.1, or --allow-remote"
         )
+
+
+def check_that_path_is_free(address: str) -> None:
+    """Raise OSError where ``address`` is the path of what is no socket, or of one that somebody listens at: ZeroMQ would
+    put its own in the place of either. What a server has left behind that was killed may be replaced."""
+    path = address.removeprefix("ipc://")
+    if path == address or path == "*" or path.startswith("@"):  # the latter are no files
+        return
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:  # nothing is there; whether something can be is found out by binding
+        return
+    if not is_socket:
+        raise OSError(f"bind: {address!r}: what is there is no socket, expected a path that is free")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return
+        except OSError as error:
+            raise OSError(f"bind: {address!r}: {error.strerror}, expected a path that is free") from None
+    raise OSError(f"bind: {address!r}: a server answers there, expected a path that is free")
 
 
 def _is_loopback(host: str) -> bool:

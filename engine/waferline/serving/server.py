@@ -30,6 +30,7 @@ from ..runtime.errors import (
 )
 from ..runtime.request_options import options_of
 from . import wire
+from .address import check_that_path_is_free
 from .engine_link import (
     Abort,
     EngineConfig,
@@ -321,7 +322,8 @@ class Server:
 
 
 def bound_router(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-    """The socket for clients. Raises OSError where ``address`` cannot be bound to."""
+    """The socket for clients. Raises OSError where ``address`` cannot be bound to, or not without harm."""
+    check_that_path_is_free(address)
     router = context.socket(zmq.ROUTER)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending tells when a client is gone, or has no room
     router.setsockopt(zmq.MAXMSGSIZE, wire.MAX_FRAME_BYTES)
