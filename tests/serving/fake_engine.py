@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from waferline.runtime.errors import ENGINE_DEAD, OVERLOADED, PROMPT_TOO_LONG
+from waferline.runtime.errors import ENGINE_DEAD, INVALID_REQUEST, OVERLOADED, PROMPT_TOO_LONG
 from waferline.runtime.messages import Accepted, Delta, EngineOutput, Finished, GenerateRequest, RequestError
 from waferline.serving import engine_process
 from waferline.serving.engine_link import EngineConfig
@@ -57,6 +57,8 @@ class FakeEngine:
 
     def add(self, request: GenerateRequest) -> None:
         running = Running(request)
+        if isinstance(request.prompt, list) and min(request.prompt) < 0:  # as an engine checks them
+            return self._on_output([RequestError(request.request_id, INVALID_REQUEST, "prompt: expected token ids")])
         if running.kind == "refuse":
             return self._on_output([RequestError(request.request_id, PROMPT_TOO_LONG, "prompt: too long")])
         if running.kind == "busy":

@@ -92,7 +92,7 @@ def test_a_reader_that_goes_away_ends_a_stream_quietly(server: RunningServer) ->
     ("arguments", "words"),
     [
         (["generate", "refuse"], "prompts[0]: prompt: too long"),
-        (["generate", ""], "$.prompt"),
+        (["generate", ""], "prompt: ''"),
         (["stream", "refuse"], "prompt_too_long"),
     ],
 )

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from ..runtime.errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed
+from ..runtime.errors import INVALID_REQUEST, PROMPT_TOO_LONG, RequestFailed, shown
 from ..runtime.messages import Delta, TokenLogprob
-from ..runtime.request_options import MAX_MILLISECONDS, MAX_NAME_LENGTH, MAX_PRIORITY, MIN_PRIORITY
+from ..runtime.request_options import check_request_options, options_of
 from ..runtime.sampling_params import SamplingParams
 
 PROTOCOL_VERSION = 1
@@ -25,30 +25,27 @@ MAX_FRAME_BYTES = 16 << 20  # a peer that sends a longer frame is disconnected b
 MAX_ID_LENGTH = 256  # characters
 MAX_PROMPT_LENGTH = 1 << 20  # characters or token ids; the model's own bound is lower
 
-RequestId = Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_LENGTH)]
-Milliseconds = Annotated[int, Meta(ge=1, le=MAX_MILLISECONDS)]
-Nonce = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+MAX_NONCE = 2**63 - 1
+MAX_REASON_LENGTH = 1000  # characters
 
 
 class Generate(msgspec.Struct, tag_field="type", tag="generate", forbid_unknown_fields=True, omit_defaults=True):
-    id: RequestId
-    prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[TokenId], Meta(min_length=1)]
+    id: str
+    prompt: str | list[int]  # whose ids the engine checks, which knows the vocabulary
     params: SamplingParams = msgspec.field(default_factory=SamplingParams)
-    cache_salt: Name | None = None
-    priority: Annotated[int, Meta(ge=MIN_PRIORITY, le=MAX_PRIORITY)] = 0
-    tenant: Name | None = None
-    deadline_ms: Milliseconds | None = None
-    queue_timeout_ms: Milliseconds | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+    tenant: str | None = None
+    deadline_ms: int | None = None
+    queue_timeout_ms: int | None = None
 
 
 class Cancel(msgspec.Struct, tag_field="type", tag="cancel", forbid_unknown_fields=True):
-    id: RequestId
+    id: str
 
 
 class Ping(msgspec.Struct, tag_field="type", tag="ping", forbid_unknown_fields=True, omit_defaults=True):
-    nonce: Nonce | None = None
+    nonce: int | None = None
 
 
 class GetStats(msgspec.Struct, tag_field="type", tag="stats", forbid_unknown_fields=True):
@@ -148,7 +145,7 @@ class _Envelope(msgspec.Struct):
     """What is read of a message that is not valid as a whole."""
 
     type: Any = None
-    id: RequestId | None = None
+    id: Annotated[str, Meta(min_length=1, max_length=MAX_ID_LENGTH)] | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -187,11 +184,33 @@ def decode_client_message(frames: Sequence[bytes]) -> ClientMessage:
         decoded = _client_decoder.decode(frame)
     except (ValueError, RecursionError) as error:
         hint = "; expected generate, cancel, ping or stats" if str(error).endswith("`$.type`") else ""
-        raise InvalidMessage(INVALID_REQUEST, f"malformed message: {error}{hint}", _read_envelope(frame).id) from None
-    if isinstance(decoded, Generate) and len(decoded.prompt) > MAX_PROMPT_LENGTH:
-        message = f"prompt: {len(decoded.prompt)} long, expected at most {MAX_PROMPT_LENGTH} characters or token ids"
-        raise InvalidMessage(PROMPT_TOO_LONG, message, decoded.id)
+        reason = str(error)[:MAX_REASON_LENGTH]  # which can name a field of any length
+        raise InvalidMessage(INVALID_REQUEST, f"malformed message: {reason}{hint}", _read_envelope(frame).id) from None
+    _check_values(decoded)
     return decoded
+
+
+def _check_values(message: ClientMessage) -> None:
+    """Raise InvalidMessage for a value out of range. (Those of ``params`` were checked when they were made.)"""
+    if isinstance(message, Generate | Cancel) and not 1 <= len(message.id) <= MAX_ID_LENGTH:
+        allowed = f"expected 1 to {MAX_ID_LENGTH} characters"
+        raise InvalidMessage(INVALID_REQUEST, f"id: {shown(message.id)}, {allowed}", None)
+    if isinstance(message, Ping) and not 0 <= (message.nonce or 0) <= MAX_NONCE:
+        raise InvalidMessage(INVALID_REQUEST, f"nonce: {message.nonce}, expected 0 to {MAX_NONCE}", None)
+    if isinstance(message, Generate):
+        try:
+            _check_prompt(message.prompt)
+            check_request_options(options_of(message))
+        except RequestFailed as error:
+            raise InvalidMessage(error.code, error.message, message.id) from None
+
+
+def _check_prompt(prompt: str | list[int]) -> None:
+    if not prompt:
+        raise RequestFailed(INVALID_REQUEST, f"prompt: {prompt!r}, expected at least one character or token id")
+    if len(prompt) > MAX_PROMPT_LENGTH:
+        allowed = f"expected at most {MAX_PROMPT_LENGTH} characters or token ids"
+        raise RequestFailed(PROMPT_TOO_LONG, f"prompt: {len(prompt)} long, {allowed}")
 
 
 def decode_server_message(frame: bytes) -> ServerMessage:
