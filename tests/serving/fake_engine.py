@@ -4,14 +4,16 @@
 takes; "bulky": the same, with a kilobyte of text each; "slow ..." and "sleepy ...": one every 10 ms or 1.5 s; "refuse":
 an error instead; "busy": that there is too much to do, naming the request's options; "arrival": the same, naming when
 it arrived; "die": the process ends by SIGKILL after three tokens; "halt": the engine reports that it has stopped. A
-config whose model is "broken" does not load, and "crash" ends the process while loading. As many tokens are said to be
-cached as the cache salt has characters.
+config whose model is "broken" does not load, and "crash" ends the process while loading; "stubborn" goes on loading
+when it is told to end, and sends its server SIGINT. As many tokens are said to be cached as the cache salt has
+characters.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -47,6 +49,12 @@ class FakeEngine:
             raise ValueError("config.json: hidden_size: 'x', expected an integer")
         if config.model == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
+        if config.model == "stubborn":
+            print("loading", flush=True)
+            with socket.socket(fileno=os.dup(int(sys.argv[2]))) as lifeline:
+                lifeline.recv(1)
+            os.kill(os.getppid(), signal.SIGINT)
+            signal.pause()
         self._config = config
         self._on_output = on_output
         self._running: dict[str, Running] = {}

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -211,6 +212,24 @@ def test_a_server_process_ends_with_status_0_and_takes_its_engine_along(
     process.send_signal(signum)
     assert process.wait(10) == 0
     assert not is_alive(engine)
+
+
+@linux
+def test_a_signal_more_leaves_nothing_behind() -> None:
+    """SIGINT that comes while the server waits for its engine to end, which is busy loading and does not."""
+    script = Path(__file__).parent / "serve_fake.py"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(script), "stubborn"]
+        environment = {**os.environ, "TMPDIR": folder}
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stderr
+            assert process.stderr.readline() == "loading\n"
+            assert len(os.listdir(folder)) == 1
+            engine = child_of(process.pid)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        assert os.listdir(folder) == []
+        assert not is_alive(engine)
 
 
 @linux

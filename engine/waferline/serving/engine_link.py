@@ -137,10 +137,12 @@ class EngineProcess:
     def close(self) -> None:
         """End the process, by force where it takes longer than CLOSE_TIMEOUT_S, and release what was held for it."""
         self.lifeline.close()
-        self._wait(CLOSE_TIMEOUT_S)
-        self._commands.close(linger=0)
-        self.reports.close(linger=0)
-        self.remove_directory()
+        try:
+            self._wait(CLOSE_TIMEOUT_S)
+        finally:  # also where a Ctrl-C ends the waiting
+            self._commands.close(linger=0)
+            self.reports.close(linger=0)
+            self.remove_directory()
 
     def _wait(self, timeout: float) -> int:
         try:

@@ -122,6 +122,12 @@ class Server:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._former_handlers[signum] = signal.signal(signum, lambda *_: None)
 
+    def _restore_signal_handlers(self) -> None:
+        if self._former_handlers:
+            signal.set_wakeup_fd(-1)
+        for signum, handler in self._former_handlers.items():
+            signal.signal(signum, handler)
+
     def signal(self, signum: int) -> None:
         """Do what the process does on SIGTERM or SIGINT; callable from any thread."""
         self._signal_sender.send(bytes([signum]))
@@ -308,13 +314,10 @@ class Server:
             self._send(self._stats_askers.popleft(), wire.Error(code, message))
 
     def _close(self) -> None:
-        if self._former_handlers:
-            signal.set_wakeup_fd(-1)
-        for signum, handler in self._former_handlers.items():
-            signal.signal(signum, handler)
+        self._engine.close()  # signals that come meanwhile must not keep it from cleaning up
+        self._restore_signal_handlers()
         self._signals.close()
         self._signal_sender.close()
-        self._engine.close()
         if self._drain_deadline is not None:  # what is left of the time is for clients that read slowly
             self._router.linger = max(LINGER_S * 1000, poll_ms(self._drain_deadline - time.monotonic()))
         self._router.close()
