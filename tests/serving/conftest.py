@@ -39,7 +39,7 @@ def server() -> Iterator[RunningServer]:
 def connect() -> Iterator[Callable[..., RawClient]]:
     clients = []
 
-    def connect_to(server: RunningServer, **options: int) -> RawClient:
+    def connect_to(server: RunningServer, **options: Any) -> RawClient:
         clients.append(RawClient(server.address, **options))
         return clients[-1]
 

@@ -60,7 +60,7 @@ class RunningServer:
 class RawClient:
     """A client as another language would write it: a DEALER socket and the ``msgpack`` package."""
 
-    def __init__(self, address: str, **options: int) -> None:
+    def __init__(self, address: str, **options: Any) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVTIMEO, RECEIVE_TIMEOUT_MS)

@@ -82,6 +82,16 @@ def test_clients_may_use_the_same_id(server: RunningServer, connect: Connect) ->
         assert tokens_of(client.receive_until("finished"), "same") == list(range(5 + i))
 
 
+def test_a_connection_with_a_name_of_its_own_is_refused(server: RunningServer, connect: Connect) -> None:
+    """Its requests would go on when it is gone, and their tokens would come to whoever takes the name next."""
+    client = connect(server, routing_id=b"mine")
+    client.send(type="generate", id="a", prompt="echo")
+    client.send(type="ping")
+    message = "ZMQ_ROUTING_ID: b'mine', expected it unset: a connection's requests end with it"
+    error = {"type": "error", "code": "invalid_request", "message": message}
+    assert [client.receive(), client.receive()] == [{**error, "id": "a"}, error]
+
+
 def test_an_id_in_flight_cannot_be_used_again_until_it_has_ended(server: RunningServer, connect: Connect) -> None:
     client = connect(server)
     client.send(type="generate", id="a", prompt="slow", params={"max_tokens": 10})

@@ -24,9 +24,11 @@ from ..runtime.errors import (
     DUPLICATE_ID,
     ENGINE_DEAD,
     INTERNAL,
+    INVALID_REQUEST,
     OVERLOADED,
     SHUTTING_DOWN,
     UNKNOWN_REQUEST,
+    shown,
 )
 from ..runtime.request_options import options_of
 from . import wire
@@ -174,7 +176,9 @@ class Server:
             num_messages += 1
             num_bytes += sum(map(len, frames))
             try:
-                self._handle(client, wire.decode_client_message(frames))
+                message = wire.decode_client_message(frames)
+                check_identity(client, message)
+                self._handle(client, message)
             except wire.InvalidMessage as error:
                 self._refuse(client, error)
 
@@ -322,6 +326,14 @@ class Server:
             self._router.linger = max(LINGER_S * 1000, poll_ms(self._drain_deadline - time.monotonic()))
         self._router.close()
         self._context.term()
+
+
+def check_identity(client: bytes, message: wire.ClientMessage) -> None:
+    """Raise InvalidMessage unless ZeroMQ has named ``client``, anew for each connection. Under a name of a client's own the
+    requests of a connection that is lost would go on, and their tokens come to the next one of that name."""
+    if not client.startswith(b"\0"):
+        problem = f"ZMQ_ROUTING_ID: {shown(client)}, expected it unset: a connection's requests end with it"
+        raise wire.InvalidMessage(INVALID_REQUEST, problem, getattr(message, "id", None))
 
 
 def bound_router(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
