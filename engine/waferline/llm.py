@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import queue
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
@@ -112,10 +113,17 @@ class _EmbeddedEngine:
         self._finalizer()
 
     def _submit(
-        self, request_id: str, prompt: Prompt, params: SamplingParams, options: RequestOptions, sink: Sink
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        options: RequestOptions,
+        sink: Sink,
+        arrival_ns: int | None = None,
     ) -> None:
-        """``request_id``: a new one of ``_new_id``, for the messages of one that was aborted may be on their way."""
-        message = GenerateRequest(request_id, prompt, params, **options)
+        """``request_id``: a new one of ``_new_id``, for the messages of one that was aborted may be on their way.
+        ``arrival_ns``: when it was asked for, where that is not now."""
+        message = GenerateRequest(request_id, prompt, params, **options, arrival_ns=arrival_ns)
         self._sinks[request_id] = sink
         self._core.add(message)
 
@@ -134,12 +142,13 @@ class _EmbeddedEngine:
         pairs: list[tuple[Prompt, SamplingParams]],
         options: RequestOptions,
         on_done: Callable[[int], None],
+        arrival_ns: int | None = None,
     ) -> None:
         """Submit a prompt with its parameters for each of ``collectors``; ``on_done`` is told, from the engine's threads,
         the index of each that has ended."""
         for index, (collector, (prompt, params)) in enumerate(zip(collectors, pairs, strict=True)):
             sink = partial(_collect, collector, partial(on_done, index))
-            self._submit(collector.request_id, prompt, params, options, sink)
+            self._submit(collector.request_id, prompt, params, options, sink, arrival_ns)
 
     def _withdraw_all(self, collectors: list[RequestCollector]) -> None:
         for collector in collectors:
@@ -226,13 +235,14 @@ class AsyncLLM(_EmbeddedEngine):
         **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """As ``LLM.generate``; cancelling the task aborts the requests."""
+        arrival_ns = time.monotonic_ns()
         loop, done = asyncio.get_running_loop(), asyncio.Queue[int]()
         pairs = pair_prompts(prompts, sampling_params)
         collectors = [RequestCollector(self._new_id(), *pair) for pair in pairs]
         try:
             tokenized = await self._tokenized([prompt for prompt, _ in pairs])
             pairs = [(prompt, params) for prompt, (_, params) in zip(tokenized, pairs, strict=True)]
-            self._submit_all(collectors, pairs, options, partial(_post, loop, done))
+            self._submit_all(collectors, pairs, options, partial(_post, loop, done), arrival_ns)
             outputs: dict[int, RequestOutput] = {}
             while len(outputs) < len(collectors):
                 index = await done.get()
@@ -249,6 +259,7 @@ class AsyncLLM(_EmbeddedEngine):
         **options: Unpack[RequestOptions],
     ) -> AsyncIterator[Delta]:
         """As ``LLM.stream``. ``request_id`` is what ``abort`` takes; one is made up where it is not given."""
+        arrival_ns = time.monotonic_ns()
         [(prompt, params)] = pair_prompts([prompt], sampling_params)
         engine_id = self._new_id()
         request_id = engine_id if request_id is None else request_id
@@ -260,7 +271,7 @@ class AsyncLLM(_EmbeddedEngine):
             [prompt] = await self._tokenized([prompt])
             if self._is_aborted(request_id):
                 return
-            self._submit(engine_id, prompt, params, options, partial(_post, loop, handed_over))
+            self._submit(engine_id, prompt, params, options, partial(_post, loop, handed_over), arrival_ns)
             while True:
                 self._core.check_process()
                 for message in await handed_over.get():

@@ -336,6 +336,26 @@ def test_streams_go_on_while_a_long_prompt_is_tokenized(monkeypatch: pytest.Monk
     asyncio.run(run())
 
 
+def test_a_deadline_counts_from_before_the_prompt_is_tokenized(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with AsyncLLM(TINY_MODEL) as llm:
+            encode = llm.tokenizer.encode
+
+            def slow_encode(text: str) -> list[int]:
+                time.sleep(0.02)
+                return encode(text)[:5]
+
+            monkeypatch.setattr(llm.tokenizer, "encode", slow_encode)
+            for call in (
+                llm.generate("a" * LONG_PROMPT, deadline_ms=5),
+                anext(llm.stream("a" * LONG_PROMPT, deadline_ms=5)),
+            ):
+                with pytest.raises(RequestFailed, match="deadline_ms: 5, and it had not begun"):
+                    await call
+
+    asyncio.run(run())
+
+
 def test_many_prompts_are_tokenized_aside_together(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         async with AsyncLLM(TINY_MODEL) as llm:

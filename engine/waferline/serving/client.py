@@ -110,7 +110,7 @@ class Client:
         self.close()
 
     def _wait(self, inbox: Inbox[T]) -> None:
-        """Take in what arrives until something is in ``inbox``, be it that the server is gone."""
+        """Take in what arrives until something is in ``inbox``, which where the server is gone is an error."""
         connection = self._connection
         if not inbox and not connection.take_in():
             connection.session.restart_silence()

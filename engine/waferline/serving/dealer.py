@@ -86,9 +86,8 @@ class Dealer:
         self.closed = True
         self.on_sockets(())
         _close(self.socket, self.monitor, LINGER_MS)
-        self._context.destroy(
-            linger=0
-        )  # with sockets that ``renew``, interrupted by this, has made: its end waits for all
+        # The context's end waits for all sockets: also for those that ``renew``, interrupted by this, has just made.
+        self._context.destroy(linger=0)
 
 
 def _close(socket: Socket, monitor: Socket, linger_ms: int) -> None:
