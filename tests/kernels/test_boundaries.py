@@ -65,6 +65,9 @@ def test_a_profile_has_two_counts_for_each_instruction(executor: Executor, profi
     if executor.name == "native":  # others measure nothing
         with pytest.raises(ValueError, match="profile_ns: "):
             executor.run(program_of(executor), SPANS, 1)
+    else:
+        assert executor.run(program_of(executor), SPANS, 1).num_steps == 1
+        assert not profile.any()
 
 
 @pytest.mark.parametrize("timeout", [-1.0, 0.0, 1e-3])
@@ -78,6 +81,7 @@ def test_after_its_end_an_executor_says_so(executor: Executor) -> None:
         for call in (executor.attach, lambda: executor.run(program_of(executor), SPANS, 1)):
             with pytest.raises(RuntimeError, match="the executor is closed"):
                 call()
+    executor.close()  # once more
 
 
 def test_placements_that_kernels_cannot_follow_are_refused(target: str) -> None:

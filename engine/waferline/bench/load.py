@@ -11,7 +11,6 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..model.load import load_model, pack_model
+from ..serving.python_command import python_command
 from .output import machine, print_json, print_table
 
 
@@ -60,7 +60,7 @@ def _pack(args: argparse.Namespace, folder: Path) -> tuple[Path, float]:
 
 
 def _load(packed: Path, threads: int | None) -> dict[str, float]:
-    command = [sys.executable, "-m", f"{__package__}.load_probe", str(packed), json.dumps(threads)]
+    command = [*python_command(f"{__package__}.load_probe"), str(packed), json.dumps(threads)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"load: a process that loads {packed} ended with status {done.returncode}")

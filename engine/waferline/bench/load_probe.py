@@ -21,7 +21,8 @@ from .batch import Batch, placed
 KV_CACHE_BYTES = 64 << 20  # small beside a model, so that what is measured is the model
 
 
-def main(packed: str, threads: int | None) -> None:
+def main() -> None:
+    packed, threads = sys.argv[1], json.loads(sys.argv[2])
     begin = time.perf_counter()
     llm = LLM(packed, threads=threads, max_num_seqs=1, max_num_batched_tokens=64, kv_cache_memory=KV_CACHE_BYTES)
     ready = time.perf_counter() - begin
@@ -72,7 +73,3 @@ def _anonymous_bytes() -> int:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
