@@ -93,6 +93,7 @@ def test_linear_scaling_and_the_old_name_of_its_type() -> None:
         ({"hidden_size": ABSENT}, "hidden_size: missing, expected an integer of at least 1"),
         ({"hidden_size": "64"}, "hidden_size: '64', expected an integer"),
         ({"num_hidden_layers": 0}, "num_hidden_layers: 0, expected"),
+        ({"max_position_embeddings": 1}, "max_position_embeddings: 1, expected an integer of at least 2"),
         ({"vocab_size": True}, "vocab_size: True, expected an integer"),
         ({"rms_norm_eps": "tiny"}, "rms_norm_eps: 'tiny', expected a number"),
         ({"rms_norm_eps": -1.0}, "rms_norm_eps: -1.0, expected a number above 0"),
