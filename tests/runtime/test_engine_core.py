@@ -48,6 +48,8 @@ def test_closing_where_the_lock_is_held_does_not_wait_for_it(tiny_model: Model) 
         with recorder.core._lock:  # as in a signal's handler that comes while the caller asks for statistics
             recorder.core.close()
         recorder.wait("a")
+        recorder.add("late", "abc")
+        assert recorder.error("late") == ("shutting_down", "the engine was closed")
 
 
 def test_tokens_arrive_before_the_run_that_made_them_returns(tiny_model: Model) -> None:

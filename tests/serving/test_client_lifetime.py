@@ -90,9 +90,10 @@ next(stream)
 
 
 def test_a_program_ends_quietly_that_leaves_its_clients_open(server: RunningServer) -> None:
-    run_program(LEFT_AT_THE_END, server.address)
+    assert run_program(LEFT_AT_THE_END, server.address) == ""
     with Client(server.address) as client:
         wait_until(lambda: client.stats()["num_running"] == 0)
+        assert client.stats()["num_running"] == 0
 
 
 def test_an_async_client_that_is_dropped_lets_go_of_its_loop(server: RunningServer) -> None:
@@ -105,6 +106,7 @@ def test_an_async_client_that_is_dropped_lets_go_of_its_loop(server: RunningServ
             await anext(stream)
             del client, stream
         wait_until(lambda: num_threads() <= num_threads_before)
+        assert num_threads() <= num_threads_before
 
     asyncio.run(main())
 
