@@ -9,7 +9,8 @@ output matrix has eight bits (``--pure`` leaves it four). Its activations stay i
 TEXT is one file; `<|endoftext|>` on a line of its own ends each story. Every story is scored by itself: encoded with
 the BOS token that the tokenizer gives it, cut to the model's context, each of its tokens but the first predicted from
 those before it. Perplexity is exp of the mean negative log-likelihood over all those tokens; the divergence (nats) is
-that of the dtype from f32, over the same positions.
+that of the dtype from f32, over the same positions. What stands behind "+-" is the standard error of the perplexity's
+difference, stories taken to be drawn independently.
 """
 
 from __future__ import annotations
@@ -77,14 +78,18 @@ def load_q4_0(model: str, max_model_len: int | None, is_pure: bool) -> Model:
     )
 
 
+def load_calibrated(model: str, dtype: str, max_model_len: int | None) -> Model:
+    """As `waferline pack --calibrate` packs it."""
+    with tempfile.TemporaryDirectory(prefix="waferline-") as folder:  # the file is mapped, and stays until it is not
+        pack_model(model, packed := Path(folder) / "model.wafer", dtype, calibrate=True)
+        return load_model(packed, max_model_len=max_model_len)
+
+
 def load_rounded(args: argparse.Namespace) -> Model:
     if args.dtype == "q4_0":
         return load_q4_0(args.model, args.max_model_len, args.pure)
-    if not args.calibrate:
-        return load_model(args.model, args.dtype, args.max_model_len)
-    with tempfile.TemporaryDirectory(prefix="waferline-") as folder:  # the file is mapped, and stays until it is not
-        pack_model(args.model, packed := Path(folder) / "model.wafer", args.dtype, calibrate=True)
-        return load_model(packed, max_model_len=args.max_model_len)
+    load = load_calibrated if args.calibrate else load_model
+    return load(args.model, args.dtype, args.max_model_len)
 
 
 def make_executor(model: Model, kv_dtype: str, context: int, threads: int | None) -> Executor:
@@ -113,9 +118,25 @@ def log_probabilities(model: Model, executor: Executor, token_ids: list[int]) ->
         rows = min(ROWS, count - 1 - start)
         executor.run(model.program, np.array([(0, start, rows, rows)], SPAN), max_steps=1)
         executor.ring.drain()
-        logits = executor.logits[:rows, : model.config.vocab].astype(np.float64)
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        yield shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        yield log_softmax(executor.logits[:rows, : model.config.vocab])
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Of each row: float64 [rows, vocab]."""
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def added_perplexity(
+    losses: NDArray[np.float64], exact: NDArray[np.float64], tokens: NDArray[np.int64]
+) -> tuple[float, float]:
+    """How far the perplexity of ``losses`` (negative log-likelihoods [stories]) lies above that of ``exact``, and the
+    standard error of that: both in percent. ``tokens`` [stories] were predicted."""
+    stories = len(tokens)
+    added = (losses - exact).sum() / tokens.sum()
+    residuals = losses - exact - added * tokens
+    variance = (residuals**2).sum() * stories / (stories - 1) if stories > 1 else math.nan
+    return 100 * math.expm1(added), 100 * math.exp(added) * math.sqrt(variance) / int(tokens.sum())
 
 
 def main() -> None:
@@ -137,30 +158,37 @@ def main() -> None:
     executors = [
         make_executor(model, kv_dtype, context, args.threads) for model, kv_dtype in zip(models, kv_dtypes, strict=True)
     ]
-    num_tokens, losses, divergence = 0, [0.0, 0.0], 0.0
+    tokens: list[int] = []  # predicted, by story
+    losses: list[list[float]] = []  # of f32 and of the other, by story
+    divergence = 0.0
     for story in read_stories(args.text, args.stories):
         token_ids = models[0].tokenizer.encode(story)[:context]
         start = 1
+        loss = [0.0, 0.0]
         for f32, other in zip(
             *(log_probabilities(m, e, token_ids) for m, e in zip(models, executors, strict=True)), strict=True
         ):
             targets = np.array(token_ids[start : start + len(f32)])
             start += len(f32)
             for side, logprobs in enumerate((f32, other)):
-                losses[side] -= float(logprobs[np.arange(len(targets)), targets].sum())
+                loss[side] -= float(logprobs[np.arange(len(targets)), targets].sum())
             divergence += float((np.exp(f32) * (f32 - other)).sum())
-            num_tokens += len(targets)
+        tokens.append(len(token_ids) - 1)
+        losses.append(loss)
     for executor in executors:
         executor.close()
 
+    num_tokens = sum(tokens)
     if not num_tokens:
         parser.error(f"text: {args.text} holds no story of two tokens or more")
-    perplexities = [math.exp(loss / num_tokens) for loss in losses]
+    exact, rounded_losses = np.array(losses).T
+    perplexities = [math.exp(side.sum() / num_tokens) for side in (exact, rounded_losses)]
+    added, error = added_perplexity(rounded_losses, exact, np.array(tokens))
     print(f"model            {models[0].name}, {executors[0].name} {executors[0].level}")
     print(f"scored           {num_tokens} tokens of {args.stories} stories at most, in a context of {context}")
     print(f"perplexity f32   {perplexities[0]:.4f}")
     print(f"KV cache         {kv_dtypes[1]}, beside {kv_dtypes[0]}")
-    print(f"perplexity {args.dtype:5} {perplexities[1]:.4f}  ({100 * (perplexities[1] / perplexities[0] - 1):+.3f}%)")
+    print(f"perplexity {args.dtype:5} {perplexities[1]:.4f}  ({added:+.3f}% +- {error:.3f})")
     print(f"mean KL          {divergence / num_tokens:.6f} nats")
 
 

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benches import quality
@@ -33,3 +34,13 @@ def test_a_dtype_is_held_against_f32(
     [divergence] = re.findall(r"mean KL +(\S+) nats", printed)
     assert least <= float(divergence) <= most
     assert f"perplexity {dtype}" in printed
+
+
+def test_added_perplexity_has_the_error_of_its_stories() -> None:
+    tokens = np.array([10, 30])
+    exact = np.array([20.0, 45.0])
+    assert quality.added_perplexity(exact, exact, tokens) == (0.0, 0.0)
+    added, error = quality.added_perplexity(exact + 0.01 * tokens, exact, tokens)  # the same of every token
+    assert (added, error) == (pytest.approx(100 * np.expm1(0.01)), pytest.approx(0, abs=1e-9))
+    added, error = quality.added_perplexity(exact + np.array([0.4, -0.4]), exact, tokens)
+    assert (added, error) == (pytest.approx(0), pytest.approx(100 * np.sqrt(2 * 0.32) / 40))
