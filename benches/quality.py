@@ -4,7 +4,8 @@
     python benches/quality.py MODEL TEXT --dtype q8 --stories 50
 
 The dtype may also be ``q4_0``: the f32 model with its matrices rounded as llama.cpp rounds them in a Q4_0 file, where the
-output matrix has eight bits (``--pure`` leaves it four). Its activations stay in float32, which favours it a little.
+output matrix has eight bits (``--pure`` leaves it four). Its activations stay in float32, which favours it a little. A
+matrix whose K is no multiple of 32 is rounded too; llama.cpp leaves it in 16 bits.
 
 TEXT is one file; `<|endoftext|>` on a line of its own ends each story. Every story is scored by itself: encoded with
 the BOS token that the tokenizer gives it, cut to the model's context, each of its tokens but the first predicted from

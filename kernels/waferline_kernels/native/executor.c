@@ -94,6 +94,7 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
         .x = i->src == BUFFER_ACT ? act->x : e->buffers[i->src],
         .x_stride = e->strides[i->src],
         .act = act->quantized,
+        .halves = NULL,
         .scratch = e->workers[worker].scratch,
         .bias = i->bias < 0 ? NULL : e->tensors[i->bias].table + column,
         .dst = e->buffers[i->dst] + i->dst_column + (i->epilogue == EPILOGUE_SILU_MUL ? column / 2 : column),

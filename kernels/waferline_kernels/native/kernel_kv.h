@@ -5,29 +5,39 @@
 #include "kernel_vectors.h"
 #include "kernels.h"
 
+#if LANES >= 8
+INLINE FloatV permute(FloatV x, IntV lanes) {
 #if LANES == 16
-/* Heads whose size divides 16, as many at once: x * cos + its other half * sin, the first half's sines negated. */
+    return (FloatV)_mm512_permutexvar_ps((__m512i)lanes, (__m512)x);
+#else
+    return (FloatV)_mm256_permutevar8x32_ps((__m256)x, (__m256i)lanes);
+#endif
+}
+
+/* x[n] * cos + its other half * sin */
+INLINE void rotate_vector(float *x, const int n, FloatV cos, FloatV sin, IntV other) {
+    FloatV v = {0};
+    memcpy(&v, x, n * sizeof *x);
+    v = v * cos + permute(v, other) * sin;
+    memcpy(x, &v, n * sizeof *x);
+}
+
+/* Heads whose size divides LANES, as many at once, the first half's sines negated. */
 INLINE void rotate_narrow(float *x, int32_t heads, const float *angles, int32_t head_dim) {
     const int32_t half = head_dim / 2, n = heads * head_dim;
-    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i angle = _mm512_and_si512(lane, _mm512_set1_epi32(half - 1));
-    const __m512i other = _mm512_xor_si512(lane, _mm512_set1_epi32(half));
-    const __m512 both = (__m512)load_first(angles, head_dim).v[0];
-    const __m512 cos = _mm512_permutexvar_ps(angle, both);
-    __m512 sin = _mm512_permutexvar_ps(_mm512_or_si512(angle, _mm512_set1_epi32(half)), both);
-    sin = _mm512_mask_sub_ps(sin, _mm512_testn_epi32_mask(lane, _mm512_set1_epi32(half)), _mm512_set1_ps(-0.0f), sin);
-    for (int32_t i = 0; i < n; i += 16) {
-        const __mmask16 lanes = n - i < 16 ? (1u << (n - i)) - 1 : 0xFFFF;
-        const __m512 v = _mm512_maskz_loadu_ps(lanes, x + i), crossed = _mm512_mul_ps(_mm512_permutexvar_ps(other, v), sin);
-        _mm512_mask_storeu_ps(x + i, lanes, _mm512_add_ps(_mm512_mul_ps(v, cos), crossed));
-    }
+    const IntV lane = count_lanes(), angle = lane & (half - 1), other = lane ^ half;
+    const FloatV both = load_first(angles, head_dim).v[0], cos = permute(both, angle);
+    const FloatV sin = (FloatV)((IntV)permute(both, angle | half) ^ ((lane & half) == 0) << 31);
+    int32_t i = 0;
+    for (; i + LANES <= n; i += LANES) rotate_vector(x + i, LANES, cos, sin, other);
+    if (i < n) rotate_vector(x + i, n - i, cos, sin, other);
 }
 #endif
 
 /* In place, each half with the other. */
 static void NAMED(rotate)(float *x, int32_t heads, const float *angles, int32_t head_dim) {
-#if LANES == 16
-    if (16 % head_dim == 0) {
+#if LANES >= 8
+    if (LANES % head_dim == 0) {
         rotate_narrow(x, heads, angles, head_dim);
         return;
     }
@@ -37,15 +47,16 @@ static void NAMED(rotate)(float *x, int32_t heads, const float *angles, int32_t 
     for (int32_t head = 0; head < heads; head++, x += head_dim) {
         float *first = x, *second = x + half;
         int32_t d = 0;
-        for (; d + 16 <= half; d += 16) {
-            const Float16 a = load16(first + d), b = load16(second + d), c = load16(cos + d), s = load16(sin + d);
-            Float16 y, z;
-            EACH(p) {
-                y.v[p] = a.v[p] * c.v[p] - b.v[p] * s.v[p];
-                z.v[p] = b.v[p] * c.v[p] + a.v[p] * s.v[p];
-            }
-            store16(first + d, y);
-            store16(second + d, z);
+        for (; d + LANES <= half; d += LANES) {
+            FloatV a, b, c, s, y;
+            memcpy(&a, first + d, sizeof a);
+            memcpy(&b, second + d, sizeof b);
+            memcpy(&c, cos + d, sizeof c);
+            memcpy(&s, sin + d, sizeof s);
+            y = a * c - b * s;
+            memcpy(first + d, &y, sizeof y);
+            y = b * c + a * s;
+            memcpy(second + d, &y, sizeof y);
         }
         for (; d < half; d++) {
             const float a = first[d], b = second[d];
@@ -95,7 +106,9 @@ static void NAMED(store_kv_bf16)(const float *key, const float *value, int32_t h
         _mm512_mask_storeu_epi16(values + d * KV_BLOCK_SIZE + token / 2 * 32, token % 2 ? 0xAAAAAAAA : 0x55555555, pairs);
     }
 #else
-    for (int d = 0; d < head_dim; d++) values[d / 16 * 16 * KV_BLOCK_SIZE + token / 2 * 32 + d % 16 * 2 + token % 2] = bits[d];
+    values += token / 2 * 32 + token % 2;
+    for (int d = 0; d < head_dim; d += 16)
+        for (int j = 0; j < 16 && d + j < head_dim; j++) values[d * KV_BLOCK_SIZE + 2 * j] = bits[d + j];
 #endif
 }
 

@@ -93,17 +93,6 @@ INLINE FloatV power_of_two(FloatV x) {
     return (FloatV)(~vanishes & ((IntV)p + ((IntV)shifted << 23)));
 }
 
-/* The first `count` of x, then `other`. */
-INLINE Float16 first_lanes(Float16 x, int count, float other) {
-    static const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    EACH(p) {
-        IntV lane;
-        memcpy(&lane, lanes + p * LANES, sizeof lane);
-        x.v[p] = choose(lane < count, x.v[p], splat(other));
-    }
-    return x;
-}
-
 INLINE Float16 splat16(float x) {
     Float16 y;
     EACH(p) y.v[p] = splat(x);
@@ -116,15 +105,33 @@ INLINE Float16 load16(const float *x) {
     return y;
 }
 
+/* The numbers of a vector's lanes. */
+INLINE IntV count_lanes(void) {
+    static const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    IntV lane;
+    memcpy(&lane, lanes, sizeof lane);
+    return lane;
+}
+
+/* The first `count` of x, then `other`. */
+INLINE Float16 first_lanes(Float16 x, int count, float other) {
+    EACH(p) x.v[p] = choose(count_lanes() < count - p * LANES, x.v[p], splat(other));
+    return x;
+}
+
 /* x[n], at most 16, then zeros; nothing beyond is read. */
 INLINE Float16 load_first(const float *x, int n) {
+    Float16 y;
 #if LANES == 16
-    return (Float16){{(FloatV)_mm512_maskz_loadu_ps((1u << n) - 1, x)}};
+    y.v[0] = (FloatV)_mm512_maskz_loadu_ps((1u << n) - 1, x);
+#elif LANES == 8
+    EACH(p) y.v[p] = (FloatV)_mm256_maskload_ps(x + p * LANES, (__m256i)(count_lanes() < n - p * LANES));
 #else
     float padded[16] = {0};
     memcpy(padded, x, n * sizeof *x);
-    return load16(padded);
+    y = load16(padded);
 #endif
+    return y;
 }
 
 INLINE void store16(float *y, Float16 x) {
@@ -175,27 +182,33 @@ INLINE void load_pair(const int is_bf16, const uint8_t *x, int64_t i, int64_t st
     }
 }
 
-/* Halves are folded onto each other: one tree for every level. */
-#define FOLD(y, width, combine) \
-    UNROLL(8) for (int i = 0; i < width; i++) y[i] = combine(y[i], y[i + width])
-#define SUM(a, b) ((a) + (b))
-#define LARGER(a, b) ((b) > (a) ? (b) : (a))
-
-INLINE float sum16(Float16 x) {
-    float y[16];
-    store16(y, x);
-    FOLD(y, 8, SUM);
-    FOLD(y, 4, SUM);
-    FOLD(y, 2, SUM);
-    return y[0] + y[1];
-}
-
 /* The lanes of y, moved down by `by`, those of the lower end coming in at the upper. */
 INLINE IntV rotate_lanes(IntV y, int by) {
     IntV z;
     UNROLL(16)
     for (int lane = 0; lane < LANES; lane++) z[lane] = y[(lane + by) % LANES];
     return z;
+}
+
+/* Halves are folded onto each other: one tree for every level. */
+#define FOLD(x, combine)                                                                 \
+    UNROLL(4)                                                                            \
+    for (int width = PARTS / 2; width > 0; width /= 2)                                   \
+        for (int p = 0; p < width; p++) x.v[p] = combine(x.v[p], x.v[p + width]);        \
+    UNROLL(4)                                                                            \
+    for (int width = LANES / 2; width > 0; width /= 2)                                   \
+        x.v[0] = combine(x.v[0], (FloatV)rotate_lanes((IntV)x.v[0], width));
+#define SUM(a, b) ((a) + (b))
+#define LARGER(a, b) larger(b, a)
+
+INLINE float sum16(Float16 x) {
+    FOLD(x, SUM)
+    return x.v[0][0];
+}
+
+INLINE float max16(Float16 x) {
+    FOLD(x, LARGER)
+    return x.v[0][0];
 }
 
 INLINE IntV larger_int(IntV a, IntV b) {
@@ -225,18 +238,6 @@ INLINE int32_t max16_int(Int16 x) {
     UNROLL(4)
     for (int width = LANES / 2; width > 0; width /= 2) y = larger_int(rotate_lanes(y, width), y);
     return y[0];
-}
-
-INLINE float max16(Float16 x) {
-#if LANES == 16
-    return _mm512_reduce_max_ps((__m512)x.v[0]);
-#endif
-    float y[16];
-    store16(y, x);
-    FOLD(y, 8, LARGER);
-    FOLD(y, 4, LARGER);
-    FOLD(y, 2, LARGER);
-    return LARGER(y[0], y[1]);
 }
 
 #endif
