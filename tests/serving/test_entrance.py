@@ -37,7 +37,7 @@ class SlowTokenizer:
         self.asked.append(f"abort {request_id}")
 
     def stats(self) -> dict[str, Any]:
-        return {"num_requests_waiting": 2, "oldest_wait_seconds": 0.0}
+        return {"num_requests_waiting": 2, "oldest_wait_seconds": 0.0, "request_errors_total": {"overloaded": 1}}
 
     def close(self) -> None: ...
 
@@ -55,7 +55,7 @@ class Bench:
     def finish(self) -> list[str]:
         """What the engine was asked for in the end."""
         self.engine.go_on.set()
-        while self.entrance.stats() != self.engine.stats():
+        while self.entrance.stats()["num_requests_waiting"] != self.engine.stats()["num_requests_waiting"]:
             time.sleep(0.001)
         self.entrance.close()
         return self.engine.asked
@@ -105,6 +105,7 @@ def test_completions_that_wait_are_bounded(bench: Bench) -> None:
     bench.entrance.add(request("third", MANY, n=2))
     message = "max_waiting_requests: 5 with this request, expected at most 4"
     assert bench.outputs == [RequestError("third", "overloaded", message)]
+    assert bench.entrance.stats()["request_errors_total"] == {"overloaded": 2}
     bench.entrance.abort("second")
     bench.entrance.add(request("fourth", MANY, n=2))
     assert bench.finish() == ["add first", "add fourth"]
@@ -132,6 +133,7 @@ def test_what_waits_fails_when_its_time_is_over(bench: Bench) -> None:
     assert bench.outputs == [RequestError("overdue", "deadline_exceeded", message)]
     assert next_s is not None
     assert 0 < next_s <= 1000
+    assert bench.entrance.stats()["request_errors_total"] == {"overloaded": 1, "deadline_exceeded": 1}
     bench.entrance.abort("patient")
     assert bench.entrance.end_overdue() is None
     assert bench.finish() == ["add first", "add unhurried"]

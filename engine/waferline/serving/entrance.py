@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -50,6 +51,7 @@ class Entrance:
         self._waiting: dict[str, GenerateRequest] = {}
         self._entering: GenerateRequest | None = None
         self._is_aborted = False  # the one that is entering
+        self._error_codes: Counter[str] = Counter()  # of requests that the engine never had
 
     def add(self, request: GenerateRequest) -> None:
         if not is_slow_to_admit(request.prompt, request.params):
@@ -61,7 +63,7 @@ class Entrance:
         if refusal is None:
             self._thread.submit(self._take_up, request.request_id)
         else:
-            self._on_output([RequestError(request.request_id, OVERLOADED, refusal)])
+            self._fail(request.request_id, OVERLOADED, refusal)
 
     def abort(self, request_id: str) -> None:
         with self._lock:
@@ -88,13 +90,14 @@ class Entrance:
                 else:
                     due_ns.append(limit.time_ns(request.arrival_ns))
         for request_id, failure in failed:
-            self._on_output([RequestError(request_id, failure.code, failure.message)])
+            self._fail(request_id, failure.code, failure.message)
         return (min(due_ns) - now_ns) / 1e9 if due_ns else None
 
     def stats(self) -> dict[str, Any]:
-        """The engine's, what waits here included."""
+        """The engine's, with what waits here and what failed here."""
         stats: dict[str, Any] = msgspec.to_builtins(self._engine.stats())
         with self._lock:
+            stats["request_errors_total"] = dict(Counter(stats["request_errors_total"]) + self._error_codes)
             here = [*self._waiting.values(), *([self._entering] if self._entering else [])]
         if here:
             now_ns = time.monotonic_ns()
@@ -120,6 +123,11 @@ class Entrance:
             return f"prompt: {length} long with those that wait to be tokenized, {allowed}"
         return None
 
+    def _fail(self, request_id: str, code: str, message: str) -> None:
+        with self._lock:
+            self._error_codes[code] += 1
+        self._on_output([RequestError(request_id, code, message)])
+
     def _take_up(self, request_id: str) -> None:
         with self._lock:
             request = self._entering = self._waiting.pop(request_id, None)
@@ -128,7 +136,7 @@ class Entrance:
         try:
             self._engine.add(request)
         except Exception as error:  # which nobody else would see
-            self._on_output([RequestError(request_id, INTERNAL, f"the request could not be taken up: {error!r}")])
+            self._fail(request_id, INTERNAL, f"the request could not be taken up: {error!r}")
         with self._lock:
             is_aborted, self._is_aborted, self._entering = self._is_aborted, False, None
         if is_aborted:
