@@ -46,9 +46,11 @@ def test_the_host_is_measured_once_for_each_number_of_threads(measured: list[int
 def test_limits_of_a_run_are_of_that_run(measured: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     host_fabric(2)
     monkeypatch.setattr(spec, "measure_peak", lambda format, threads, cpus: 5e9)
+    monkeypatch.setattr(spec, "measure_barrier", lambda threads, cpus: 3e-7)
     now = host_fabric_now(2, None, footprint=1024, bytes_per_second=1e9)
     assert (now.curve.at(1024), now.curve.at(2048), now.macs_per_second["q8"]) == (1e9, 0.5e9, 5e9)
-    assert host_fabric(2).curve.at(1024) == 2e9
+    assert now.links.barrier_of(2) == 3e-7
+    assert (host_fabric(2).curve.at(1024), host_fabric(2).links.barrier_of(2)) == (2e9, 2e-7)
     assert measured == [2]
 
 

@@ -84,10 +84,11 @@ def host_fabric_now(
     threads: int, cpus: tuple[int, ...] | None, footprint: float, bytes_per_second: float
 ) -> FabricSpec:
     """``host_fabric`` as fast as the machine is in this run, for limits that figures of this run are held against: its
-    curve goes through the bandwidth that was measured over ``footprint`` bytes, and its peaks are measured now."""
+    curve goes through the bandwidth measured over ``footprint`` bytes, its peaks and barrier are measured now."""
     kept = host_fabric(threads, cpus)
     curve = kept.curve.through(footprint, bytes_per_second)
-    return replace(kept, curve=curve, macs_per_second=_measured_peaks(threads, cpus))
+    links = replace(kept.links, barrier_seconds=measure_barrier(threads, cpus))
+    return replace(kept, curve=curve, macs_per_second=_measured_peaks(threads, cpus), links=links)
 
 
 @functools.cache
