@@ -79,7 +79,7 @@ def load_q4_0(model: str, max_model_len: int | None, is_pure: bool) -> Model:
     )
 
 
-def load_calibrated(model: str, dtype: str, max_model_len: int | None) -> Model:
+def load_calibrated(model: str | Path, dtype: str, max_model_len: int | None) -> Model:
     """As `waferline pack --calibrate` packs it."""
     with tempfile.TemporaryDirectory(prefix="waferline-") as folder:  # the file is mapped, and stays until it is not
         pack_model(model, packed := Path(folder) / "model.wafer", dtype, calibrate=True)
