@@ -104,6 +104,23 @@ def test_prompts_that_begin_alike_and_arrive_together_are_computed_once() -> Non
     assert scheduler.kv_cache.num_prefix_cache_hits == 3 * 64
 
 
+def test_a_higher_priority_does_not_wait_for_blocks_that_a_lower_one_computes() -> None:
+    scheduler, executor = make_scheduler(seqs=4, rows=4, max_model_len=256)
+    usual = make_sequence([7] * 60, 1, name="usual", priority=1)
+    for sequence in (make_sequence(PROMPT, 1, name="later", priority=2), usual):
+        scheduler.add(sequence)
+        step = scheduler.schedule()
+        assert step is not None
+        run_step(scheduler, executor, step)
+    scheduler.add(urgent := make_sequence(PROMPT, 1, name="urgent"))
+    while not urgent.is_finished:
+        step = scheduler.schedule()
+        assert step is not None
+        run_step(scheduler, executor, step)
+    assert not usual.is_finished
+    run_all(scheduler, executor)
+
+
 def test_a_preempted_sequence_finds_its_blocks_again() -> None:
     scheduler, executor = make_scheduler(rows=100)
     sequence = make_sequence(PROMPT, 40)

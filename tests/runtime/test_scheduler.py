@@ -428,6 +428,20 @@ def test_no_blocks_are_taken_for_a_higher_priority_from_its_own() -> None:
     assert [s.request.request_id for s in run_once(scheduler, executor)] == ["d", "a"]
 
 
+def test_nothing_of_a_lower_priority_gives_way_in_vain() -> None:
+    scheduler, executor = make_scheduler(seqs=4, blocks=16, rows=256, max_model_len=256)
+    usual, later = make_sequence([1] * 40, 100, name="usual"), make_sequence([2] * 40, 30, name="later", priority=1)
+    scheduler.add(usual)
+    scheduler.add(later)
+    run_once(scheduler, executor)
+    large = make_sequence([3] * 220, 10, name="large")  # 14 blocks, of which `usual` leaves 13
+    scheduler.add(large)
+    run_once(scheduler, executor)
+    assert (scheduler.running, scheduler.num_preemptions) == ([usual, later], 0)
+    run_all(scheduler, executor)
+    assert (usual.num_output_tokens, later.num_output_tokens, large.num_output_tokens) == (100, 30, 10)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), st.sampled_from("ab")), min_size=2, max_size=8),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 class BlockPool:
@@ -44,10 +44,6 @@ class BlockPool:
 
     def num_holders(self, block_id: int) -> int:
         return self._num_holders[block_id]
-
-    def can_allocate(self, count: int, shared: Sequence[int] = ()) -> bool:
-        """Whether ``count`` blocks can be allocated once the cached blocks ``shared`` are."""
-        return count <= self.num_free - sum(block_id in self._evictable for block_id in shared)
 
     def allocate(self, count: int) -> list[int]:
         """The ids of ``count`` blocks, now held once. Raises ValueError where fewer are free; none is taken then."""

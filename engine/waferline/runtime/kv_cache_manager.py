@@ -8,7 +8,7 @@ preempted. Its last token is always computed, for its logits.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 
@@ -33,18 +33,25 @@ class KVCacheManager:
         """The blocks that waiting ``sequence`` would begin with."""
         return self.block_pool.find(self._reusable_hashes(sequence))
 
-    def can_begin(self, sequence: Sequence) -> bool:
-        """Whether there are blocks for all tokens of waiting ``sequence``."""
-        cached = self.find_cached(sequence)
-        return self.block_pool.can_allocate(num_blocks(sequence.num_tokens) - len(cached), cached)
+    def can_begin(self, sequence: Sequence, without: Collection[Sequence] = ()) -> bool:
+        """Whether there are blocks for all tokens of waiting ``sequence``, or would be without some that run."""
+        held = _held_by(without)
+        num_shared = sum(
+            self.block_pool.num_holders(cached) > held.get(cached, 0) for cached in self.find_cached(sequence)
+        )
+        return num_blocks(sequence.num_tokens) - num_shared <= self.block_pool.num_blocks - self.num_held(without)
 
     def is_being_cached(self, sequence: Sequence, prefilling: Iterable[Sequence]) -> bool:
-        """Whether one of ``prefilling`` is about to compute the first block that waiting ``sequence`` lacks."""
+        """Whether one of ``prefilling`` is about to compute the first block that waiting ``sequence`` lacks. One of a
+        lower priority does not count: others may go before it."""
         hashes = self._reusable_hashes(sequence)
         missing = hashes[len(self.block_pool.find(hashes)) :]
         if not missing:
             return False
-        return any(missing[0] in other.block_hashes[other.num_cached_blocks :] for other in prefilling)
+        return any(
+            other.rank[0] <= sequence.rank[0] and missing[0] in other.block_hashes[other.num_cached_blocks :]
+            for other in prefilling
+        )
 
     def begin(self, sequence: Sequence) -> None:
         """Give ``sequence``, which has just got a slot, blocks for all its tokens: cached ones, then new ones."""
@@ -80,11 +87,10 @@ class KVCacheManager:
         self._table.block_tables[np.repeat(slots, counts), columns] = new_ids
         self._table.num_blocks[slots] += np.array(counts, np.int32)
 
-    def num_held(self, finished: Iterable[Sequence]) -> int:
-        """The blocks that others than ``finished`` hold, whose blocks have not been released yet."""
+    def num_held(self, without: Iterable[Sequence] = ()) -> int:
+        """The blocks that others hold than ``without``, which have not released theirs yet."""
         pool = self.block_pool
-        returning = Counter(block_id for sequence in finished for block_id in sequence.block_ids)
-        num_returning = sum(pool.num_holders(block_id) == count for block_id, count in returning.items())
+        num_returning = sum(pool.num_holders(block_id) == count for block_id, count in _held_by(without).items())
         return pool.num_blocks - pool.num_free - num_returning
 
     def cache_full_blocks(self, sequence: Sequence) -> None:
@@ -116,6 +122,11 @@ class KVCacheManager:
         sequence.block_ids += block_ids
         self._table.block_tables[sequence.slot, held : len(sequence.block_ids)] = block_ids
         self._table.num_blocks[sequence.slot] = len(sequence.block_ids)
+
+
+def _held_by(sequences: Iterable[Sequence]) -> Counter[int]:
+    """How often they hold each block."""
+    return Counter(block_id for sequence in sequences for block_id in sequence.block_ids)
 
 
 def num_blocks(num_tokens: int) -> int:

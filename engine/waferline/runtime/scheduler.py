@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Collection, Mapping
+from itertools import takewhile
 
 from waferline_kernels.sequences import ExecutorLimits, SequenceTable
 
@@ -204,16 +205,13 @@ class Scheduler:
 
     def _admit_urgent(self) -> None:
         """Let what waits run in the place of what is of a lower priority, the last in rank first."""
-        while self._first_is_urgent() and not self._first_is_being_cached():
+        while (first := self.waiting.first) is not None and not self._first_is_being_cached():
+            lower = [*takewhile(lambda running: running.rank[0] > first.rank[0], reversed(self.running))]
+            if not lower or not self.kv_cache.can_begin(first, lower):
+                return
             while not self.can_admit():
-                if not self._first_is_urgent():
-                    return
                 self._preempt(self.running.pop())
             self._admit_first()
-
-    def _first_is_urgent(self) -> bool:
-        first = self.waiting.first
-        return first is not None and bool(self.running) and self.running[-1].rank[0] > first.rank[0]
 
     def _admit_first(self) -> Sequence:
         """Let the first that waits run: in a slot, with blocks for all its tokens."""
