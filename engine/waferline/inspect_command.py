@@ -14,7 +14,7 @@ from .fabric.placement import plan_placement
 from .fabric.report import report_lines, report_rows, residency_lines
 from .fabric.residency import fill_cores, host_residency
 from .fabric.spec import FABRICS, host_fabric_now, wse3
-from .model.compile import compile_program
+from .model.compile import compile_program, stored_tensors
 from .model.dtypes import DTYPES
 from .model.load import Model
 from .runtime.memory import choose_kv_dtype
@@ -35,7 +35,7 @@ def inspect_lines(model: Model, threads: int | None, fabric: str = "host") -> It
         f"{config.heads} heads of {config.head_dim}, {config.kv_heads} KV heads"
     )
     dtype = DTYPES[model.dtype].described({tensor.name.rpartition(".")[2] for tensor in program.tensors})
-    yield f"weights    {dtype}, {sum(tensor.nbytes for tensor in program.tensors) / 1e6:.1f} MB"
+    yield f"weights    {dtype}, {sum(tensor.nbytes for tensor in stored_tensors(program.tensors)) / 1e6:.1f} MB"
     yield f"context    {model.max_model_len} tokens"
     yield from _host_lines(model, threads) if fabric == "host" else _wafer_lines(model)
     yield f"program    {len(program.instructions)} instructions"

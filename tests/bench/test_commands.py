@@ -104,13 +104,14 @@ def test_default_prompts_fit_the_model(capsys: Captured) -> None:
 
 def test_speculation(capsys: Captured) -> None:
     arguments = ("speculation", "--model", str(TIED), "--tokens", "30", "--repeats", "1", "--threads", "1")
-    result = run_json(capsys, *arguments, "--acceptance", "1,0.5", "--num-speculative-tokens", "3")
-    assert [row["drafts"] for row in result["results"]] == ["100% right", "50% right", "loop, prompt lookup"]
+    result = run_json(capsys, *arguments, "--acceptance", "1,0.5,0.502", "--num-speculative-tokens", "3")
+    cases = ["100% right", "50% right", "50.2% right", "loop, prompt lookup"]
+    assert [row["drafts"] for row in result["results"]] == cases
     for row in result["results"]:
         assert row["speedup"] > 0
         assert row["num_speculative_tokens"] == 3
         assert 0 <= row["accepted_tokens"] <= row["draft_tokens"]
-        assert 0 < row["steps"] <= 30
+        assert row["steps"] + row["accepted_tokens"] == 30
 
 
 def test_load(capsys: Captured, tmp_path: Path) -> None:
@@ -303,11 +304,15 @@ def test_a_table_for_people(capsys: Captured, command: str, words: str) -> None:
             ],
             "undisturbed_tokens: 1, expected at least 2",
         ),
-        (["load", "--model", str(TIED), "--threads", "0"], "ended with status 1"),
+        (["load", "--model", str(TIED), "--threads", "0"], "threads: 0, expected 1 to 256"),
         (["schedule", "--trace", "no-such-trace"], "no-such-trace"),
         (["schedule", "--trace", "t", "--fabric", "tpu"], "fabric: 'tpu', expected one of host, wse3"),
         (["schedule", "--trace", "t", "--fabric", "wse3", "--real"], "fabric: 'wse3', expected 'host'"),
-        (["schedule", "--trace", "t", "--load", "0"], "load: 0.0, expected more than 0"),
+        (["schedule", "--trace", "t", "--load", "0"], "load: 0.0, expected 1e-06 to 1e+06"),
+        (["schedule", "--trace", "t", "--itl-limit-ms", "1e-7"], "itl_limit_ms: 1e-07, expected 0.001 to 1e+09"),
+        (["schedule", "--trace", "t", "--itl-target-ms", "nan"], "itl_target_ms: nan, expected 0.001 to 1e+09"),
+        (["schedule", "--trace", "t", "--seed", "-1"], "seed: -1, expected at least 0"),
+        (["serve", "--model", str(TIED), "--prompt-tokens", "254"], "prompt_tokens: 254, expected 1 to 131"),
         (["schedule", "--trace", "t", "--seconds", "1"], "seconds: 1.0, expected a load with it"),
         (["schedule", "--trace", "t", "--cancel-share", "2"], "cancel_share: 2.0, expected 0 to 1"),
         (["schedule", "--trace", "t", "--queue-timeout-ms", "0"], "queue_timeout_ms: 0, expected an integer from 1"),

@@ -177,10 +177,12 @@ def test_a_missing_shard(sharded: Path) -> None:
         (None, "weight_map: expected an object"),
         ({NORM: 3}, "weight_map: expected an object"),
         ({NORM: "../model.safetensors"}, "'../model.safetensors', expected a file of the same folder"),
+        ({NORM: "weights"}, "'weights', expected a file of the same folder"),
         ({"absent": "model-00001-of-00005.safetensors"}, "no tensor 'absent', which model.safetensors.index.json says"),
     ],
 )
 def test_a_malformed_index(sharded: Path, weight_map: object, message: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (sharded / "weights").mkdir()
     with pytest.raises(ModelError, match=message):
         load_model(sharded)

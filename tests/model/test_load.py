@@ -52,7 +52,7 @@ def test_rows_of_q_k_v_are_joined_and_gate_and_up_interleaved(fixtures_dir: Path
 def test_max_model_len(fixtures_dir: Path) -> None:
     assert load_model(fixtures_dir / "tied", max_model_len=100).weights["rope"].shape == (100, 8)
     for wrong in (0, -1, 257, True, "100", 1.5):
-        with pytest.raises(ModelError, match=r"max_model_len: .*, expected 1 to 256"):
+        with pytest.raises(ModelError, match=r"max_model_len: .*, expected 2 to 256"):
             load_model(fixtures_dir / "tied", max_model_len=wrong)  # type: ignore[arg-type]
 
 
@@ -70,7 +70,7 @@ def test_wrong_arguments(fixtures_dir: Path, tmp_path: Path) -> None:
 
 
 def test_end_tokens_come_from_the_first_file_that_has_them(folder: Path) -> None:
-    edit(folder / "generation_config.json", eos_token_id=[7, 3, 7], bos_token_id=None)
+    edit(folder / "generation_config.json", eos_token_id=[7, 3, 7, 7, 7], bos_token_id=None)
     edit(folder / "config.json", eos_token_id=5, bos_token_id=6)
     edit(folder / "tokenizer_config.json", eos_token={"content": "<|eos|>"}, bos_token="<|bos|>")
     model = load_model(folder)

@@ -106,7 +106,15 @@ def test_vocab_size_counts_added_tokens() -> None:
     assert wrap(ZOO["words"]()).vocab_size == 4
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", json.dumps({"model": {"type": "Strange"}}).encode()])
+def with_a_normalizer_that_panics() -> bytes:
+    described = json.loads(ZOO["words"]().to_str())
+    return json.dumps({**described, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}).encode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"{}", b"\xff", json.dumps({"model": {"type": "Strange"}}).encode(), with_a_normalizer_that_panics()],
+)
 def test_not_a_tokenizer(data: bytes) -> None:
     with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer that the tokenizers library reads"):
         Tokenizer.from_json_bytes(data)

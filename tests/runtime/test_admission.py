@@ -272,7 +272,7 @@ def test_slots_without_blocks_are_not_free() -> None:
         ({"max_waiting_requests": -1}, ValueError, "max_waiting_requests: -1, expected at least 0"),
         ({"max_waiting_tokens": 1.5}, TypeError, "max_waiting_tokens: 1.5, expected an integer or None"),
         ({"max_ttft_ms": 0}, ValueError, "max_ttft_ms: 0, expected 0.001 to 1e"),
-        ({"max_ttft_ms": "1"}, TypeError, "max_ttft_ms: '1', expected a number or None"),
+        ({"max_ttft_ms": "1"}, TypeError, "max_ttft_ms: '1', expected milliseconds or None"),
         ({"tenant_weights": {"a": 0}}, ValueError, "tenant_weights: 'a': 0, expected a number above 0"),
         ({"tenant_weights": ["a"]}, TypeError, "tenant_weights: .'a'., expected a dict from the tenants' names"),
     ],

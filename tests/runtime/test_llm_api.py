@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from recorder import TINY_MODEL, hold_long_runs
@@ -85,6 +86,14 @@ def test_a_bad_prompt_among_many_is_named_and_the_others_are_aborted(llm: LLM) -
     with pytest.raises(RequestFailed, match=r"prompt_too_long: prompts\[2\]: prompt: 256 tokens"):
         llm.generate(["a", "b", [1] * 256, "d"], LONG)
     assert becomes_idle(llm)
+
+
+@pytest.mark.parametrize("n", [10**9, "2"])
+def test_a_number_of_completions_that_was_assigned_is_checked(llm: LLM, n: Any) -> None:
+    params = SamplingParams()
+    params.n = n
+    with pytest.raises(RequestFailed, match=rf"invalid_request: prompts\[0\]: n: .*{n}"):
+        llm.generate("abc", params)
 
 
 def test_a_bad_prompt_raises_from_a_stream(llm: LLM) -> None:

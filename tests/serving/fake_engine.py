@@ -94,6 +94,7 @@ class FakeEngine:
             "num_running": len(self._running),
             "num_requests_waiting": 0,
             "oldest_wait_seconds": 0.0,
+            "request_errors_total": {},
         }
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import argparse
 import importlib
 from typing import Any
 
-from ..argument_types import counts, shares, size, targets
+from ..argument_types import counts, integer, shares, size, targets
 
 
 def add_bench(commands: Any) -> None:
@@ -100,13 +100,13 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     _add_kv_dtype(parser)
     add = parser.add_argument
     add("--trace", required=True, metavar="FILE", help="CSV: TIMESTAMP,ContextTokens,GeneratedTokens")
-    add("--requests", type=int, default=1000, metavar="N", help="the first of the trace; %(default)s")
-    add("--skip", type=int, default=0, metavar="N", help="of the trace's requests, to begin after; %(default)s")
+    add("--requests", type=integer, default=1000, metavar="N", help="the first of the trace; %(default)s")
+    add("--skip", type=integer, default=0, metavar="N", help="of the trace's requests, to begin after; %(default)s")
     add("--time-scale", type=float, default=1.0, metavar="X", help="by which times between requests are multiplied; 1")
     add("--load", type=float, metavar="X", help="scale times so that requests come at X times what can be served")
     add("--seconds", type=float, metavar="S", help="with a load: as many requests as come in this time")
     add("--cancel-share", type=float, default=0.0, metavar="X", help="of clients that lose patience, 0 to 1; 0")
-    add("--seed", type=int, default=0, metavar="N", help="of prompts, tokens and patience; %(default)s")
+    add("--seed", type=integer, default=0, metavar="N", help="of prompts, tokens and patience; %(default)s")
     add("--ttft-limit-ms", type=float, default=2000.0, metavar="MS", help="to the first token; %(default)s")
     add("--itl-limit-ms", type=float, default=200.0, metavar="MS", help="from each token to the next; %(default)s")
     add("--itl-target-ms", type=float, metavar="MS", help="what the scheduler aims at")

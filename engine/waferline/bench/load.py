@@ -17,13 +17,17 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from ..fabric.placement import check_threads
 from ..model.load import load_model, pack_model
 from ..serving.python_command import python_command
 from .output import machine, print_json, print_table
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure and print. Raises ModelError for a model that cannot be packed or loaded, RuntimeError where a load fails."""
+    """Measure and print. Raises ModelError for a model that cannot be packed or loaded, ValueError for numbers of threads
+    that cannot be, RuntimeError where a load fails."""
+    if args.threads is not None:
+        check_threads(args.threads)
     source, is_packed = Path(args.model), Path(args.model).is_file()
     with nullcontext(source.parent) if is_packed else tempfile.TemporaryDirectory(prefix="waferline-") as folder:
         packed, pack_seconds = (source, None) if is_packed else _pack(args, Path(folder))

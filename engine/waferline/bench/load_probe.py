@@ -26,11 +26,10 @@ def main() -> None:
     begin = time.perf_counter()
     llm = LLM(packed, threads=threads, max_num_seqs=1, max_num_batched_tokens=64, kv_cache_memory=KV_CACHE_BYTES)
     ready = time.perf_counter() - begin
-    anonymous = _anonymous_bytes()
+    anonymous, model_bytes = _anonymous_bytes(), llm.stats()["model_bytes"]
     llm.close()
 
-    whole = load_model(packed)
-    model = whole.limited_to(1)  # angles are computed, not copied
+    model = load_model(packed).limited_to(1)  # angles are computed, not copied
     with placed(model.program, threads) as placement:
         copy_seconds(model, placement)  # once unmeasured: the first time a virtual machine's host has to find memory
         memcpy = copy_seconds(model, placement)
@@ -43,7 +42,7 @@ def main() -> None:
         "arena_fill_seconds": fill,
         "memcpy_seconds": memcpy,
         "anonymous_bytes": anonymous,
-        "model_bytes": sum(spec.nbytes for spec in whole.program.tensors),
+        "model_bytes": model_bytes,
     }
     print(json.dumps(figures))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from waferline_kernels.executor import BackendUnavailable, choose_backend
 from waferline_kernels.program import Op, Program
 
 from ..fabric.cost import CostModel, StepShape
@@ -26,6 +27,8 @@ TOKENS = 512  # of a prompt, where the model has room for as many
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
+    if choose_backend() == "reference":
+        raise BackendUnavailable("WAFERLINE_BACKEND: 'reference', expected native or numba, which run matmuls alone")
     model = load_model(args.model, args.dtype, args.tokens and args.tokens + 1)
     if args.tokens is None:
         args.tokens = max(1, min(TOKENS, model.max_model_len - 1))

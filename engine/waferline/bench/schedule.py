@@ -7,7 +7,6 @@ of this machine (``--fabric host``) or goes by a maker's figures (``--fabric wse
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,8 +17,9 @@ from waferline_kernels.sequences import ExecutorLimits
 from ..fabric.cost import CostModel
 from ..fabric.residency import fill_cores
 from ..fabric.spec import FABRICS, wse3
+from ..model.compile import stored_tensors
 from ..model.load import Model, load_model
-from ..runtime.admission import AdmissionLimits
+from ..runtime.admission import AdmissionLimits, check_milliseconds
 from ..runtime.limits import plan_limits
 from ..runtime.request_options import check_request_options
 from .calibration import calibrated_cost_model
@@ -30,6 +30,7 @@ from .streams import OUTCOMES, StreamRecorder, summarize
 from .trace import TraceRequest, read_trace
 from .workload import TimedRequest, make_workload
 
+RANGES = {"time_scale": (1e-6, 1e6), "load": (1e-6, 1e6), "seconds": (1e-9, 1e9)}
 CAPACITY_REQUESTS = 500  # of the trace, that come all at once to see how many a second can be served
 LIMITS = ("max_num_seqs", "max_model_len", "max_num_batched_tokens", "kv_cache_memory", "kv_dtype")
 BOUNDS = ("max_waiting_requests", "max_waiting_tokens", "max_ttft_ms")
@@ -142,12 +143,15 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"fabric: {args.fabric!r}, expected one of {', '.join(FABRICS)}")
     if args.real and args.fabric != "host":
         raise ValueError(f"fabric: {args.fabric!r}, expected 'host', which alone has a real engine")
-    for field in ("time_scale", "load", "seconds", "ttft_limit_ms", "itl_limit_ms"):
+    for field, (least, most) in RANGES.items():
         value = getattr(args, field)
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise ValueError(f"{field}: {value}, expected more than 0")
-    if args.skip < 0:
-        raise ValueError(f"skip: {args.skip}, expected at least 0")
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{field}: {value}, expected {least:g} to {most:g}")
+    for field in ("ttft_limit_ms", "itl_limit_ms", "itl_target_ms"):
+        check_milliseconds(field, getattr(args, field))
+    for field in ("skip", "seed"):
+        if getattr(args, field) < 0:
+            raise ValueError(f"{field}: {getattr(args, field)}, expected at least 0")
     check_request_options({"queue_timeout_ms": args.queue_timeout_ms})
     if not 0 <= args.cancel_share <= 1:
         raise ValueError(f"cancel_share: {args.cancel_share}, expected 0 to 1")
@@ -164,7 +168,8 @@ def _engine_of(args: argparse.Namespace, model: Model) -> tuple[ExecutorLimits, 
     fabric, program = wse3(), model.program
     where = fill_cores(program, fabric)
     if limits["kv_cache_memory"] is None:  # all that the weights leave free
-        limits["kv_cache_memory"] = fabric.levels[-1].bytes_total - sum(tensor.nbytes for tensor in program.tensors)
+        weights = sum(tensor.nbytes for tensor in stored_tensors(program.tensors))
+        limits["kv_cache_memory"] = fabric.levels[-1].bytes_total - weights
     planned = plan_limits(model, **limits)
     return planned, CostModel(program, where, fabric, planned.kv_dtype)
 

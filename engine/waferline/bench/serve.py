@@ -32,7 +32,11 @@ Stream = Callable[[], list[float]]
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print. Raises ModelError, ValueError or BackendUnavailable for what cannot be run."""
-    room = load_model(args.model, args.dtype).max_model_len - args.prompt_tokens - 1
+    model = load_model(args.model, args.dtype)
+    longest = min(model.max_model_len - 3, model.config.vocab)  # of tokens that are all different
+    if not 1 <= args.prompt_tokens <= longest:
+        raise ValueError(f"prompt_tokens: {args.prompt_tokens}, expected 1 to {longest}")
+    room = model.max_model_len - args.prompt_tokens - 1
     if not 2 <= args.tokens <= room:
         allowed = f"expected 2 to {room} after {args.prompt_tokens} prompt tokens"
         raise ValueError(f"tokens: {args.tokens}, {allowed}")

@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> None:
     loop = SamplingParams(seed=0, max_tokens=args.tokens, ignore_eos=True, allowed_token_ids=[0])
     count = args.num_speculative_tokens
     ngram = {"method": "ngram", "num_speculative_tokens": count, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    cases = {f"{100 * share:.6g}% right": partial(scripted, model, count, share) for share in args.acceptance}
     results = [
-        *measure(model, drawn, {f"{p:.0%} right": partial(scripted, model, count, p) for p in args.acceptance}, args),
+        *measure(model, drawn, cases, args),
         *measure(model, loop, {"loop, prompt lookup": lambda token_ids, seed: ngram}, args),
     ]
     if args.json:
@@ -149,6 +150,7 @@ def stream(model: Model, params: SamplingParams, args: argparse.Namespace, confi
                 elif isinstance(output, Finished):
                     seconds = 1e-9 * (deltas[-1].time_ns - deltas[0].time_ns)
                     tokens = [token_id for delta in deltas for token_id in delta.token_ids]
+                    core.drain()  # its statistics count a step when the tokens are out
                     return Stream([*prompt, *tokens], (len(tokens) - 1) / seconds, core.stats())
     finally:
         core.close()

@@ -49,7 +49,7 @@ class Checkpoint:
             raise ModelError(f"{index}: weight_map: expected an object of tensor names and file names")
         names = sorted(set(weight_map.values()))
         for name in names:
-            if Path(name).name != name:
+            if Path(name).name != name or (self.folder / name).is_dir():
                 raise ModelError(f"{index}: weight_map: {name!r}, expected a file of the same folder")
         shards = {name: TensorFile(self.folder / name) for name in names}
         for tensor, name in weight_map.items():

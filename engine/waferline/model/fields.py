@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from .errors import ModelError
 
-MAX_NUMBER = 1e30  # well within float32
+MIN_NUMBER, MAX_NUMBER = 1e-30, 1e30  # well within float32
 
 
 class Fields:
@@ -26,7 +26,8 @@ class Fields:
         """The object that ``data`` holds as JSON text."""
         try:
             values = json.loads(data)
-        except (ValueError, RecursionError) as error:  # of ValueError: JSONDecodeError and UnicodeDecodeError
+            json.dumps(values, ensure_ascii=False).encode()  # no half of a character
+        except (ValueError, RecursionError) as error:  # of ValueError: JSONDecodeError and Unicode's errors
             raise ModelError(f"{where}: not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ModelError(f"{where}: holds {type(values).__name__}, expected a JSON object")
@@ -50,10 +51,10 @@ class Fields:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number above 0 and below MAX_NUMBER."""
+        """A number from MIN_NUMBER to MAX_NUMBER."""
         value = self.raw(name) if name in self else default
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < MAX_NUMBER:
-            self.fail(name, "a number above 0")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not MIN_NUMBER <= value <= MAX_NUMBER:
+            self.fail(name, f"a number from {MIN_NUMBER:g} to {MAX_NUMBER:g}")
         return float(value)
 
     def boolean(self, name: str, default: bool) -> bool:

@@ -152,9 +152,9 @@ def _checked_max_model_len(max_model_len: int | None, config: ModelConfig) -> in
     limit = config.max_position_embeddings
     if max_model_len is None:
         return limit
-    if not isinstance(max_model_len, int) or isinstance(max_model_len, bool) or not 1 <= max_model_len <= limit:
+    if not isinstance(max_model_len, int) or isinstance(max_model_len, bool) or not 2 <= max_model_len <= limit:
         raise ModelError(
-            f"max_model_len: {max_model_len!r}, expected 1 to {limit} (the model's max_position_embeddings)"
+            f"max_model_len: {max_model_len!r}, expected 2 to {limit} (the model's max_position_embeddings)"
         )
     return max_model_len
 
@@ -170,7 +170,7 @@ def _token_ids(
         value: Any = fields.raw(field)
         ids = value if isinstance(value, list) else [value]
         valid = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < config.vocab for i in ids)
-        if not valid or len(ids) > MAX_EOS_TOKEN_IDS:
+        if not valid or len(set(ids)) > MAX_EOS_TOKEN_IDS:
             fields.fail(field, f"an id or a list of at most {MAX_EOS_TOKEN_IDS}, from 0 to {config.vocab - 1}")
         return tuple(dict.fromkeys(ids))
     return () if tokenizer_id is None or tokenizer_id >= config.vocab else (tokenizer_id,)

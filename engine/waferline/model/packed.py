@@ -61,7 +61,7 @@ _NO_DIGEST = "0" * 64  # until a source is hashed
 def check_out(out: Path, folder: Path) -> None:
     """Raise ModelError for an ``out`` that cannot be written, and for one that the model in ``folder`` is read from, or
     would be once it is there."""
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+    if (out.exists() and not out.is_file()) or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ModelError(f"out: {str(out)!r}, expected a file in a folder that is there and can be written to")
     names = (*REQUIRED_FILES, *OPTIONAL_FILES, WEIGHTS_FILE, INDEX_FILE)
     sources = (*(folder / name for name in names), *Checkpoint(folder).paths)

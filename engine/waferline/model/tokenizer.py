@@ -60,7 +60,9 @@ class Tokenizer:
         """
         try:
             tokenizer = tokenizers.Tokenizer.from_buffer(data)
-        except Exception as error:  # the library raises Exception itself
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # where the library panics it raises what is no Exception
             raise ModelError(f"{where}: not a tokenizer that the tokenizers library reads: {error}") from None
         bos_token_id = eos_token_id = None
         add_bos_token = False

@@ -65,11 +65,15 @@ class AdmissionLimits:
                 raise TypeError(f"{name}: {value!r}, expected an integer or None")
             if value is not None and value < 0:
                 raise ValueError(f"{name}: {value}, expected at least 0")
-        value = self.max_ttft_ms
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise TypeError(f"max_ttft_ms: {value!r}, expected a number or None")
-        if value is not None and not LEAST_MS <= value <= MOST_MS:
-            raise ValueError(f"max_ttft_ms: {value}, expected {LEAST_MS:g} to {MOST_MS:g}")
+        check_milliseconds("max_ttft_ms", self.max_ttft_ms)
+
+
+def check_milliseconds(field: str, value: Any) -> None:
+    """Raise TypeError or ValueError where ``value`` is neither None nor a time that can be asked for."""
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise TypeError(f"{field}: {value!r}, expected milliseconds or None")
+    if value is not None and not LEAST_MS <= value <= MOST_MS:
+        raise ValueError(f"{field}: {value}, expected {LEAST_MS:g} to {MOST_MS:g}")
 
 
 class Admission:

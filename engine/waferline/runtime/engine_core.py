@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..model.load import Model
-from .admission import LEAST_MS, MOST_MS, Admission, AdmissionLimits
+from .admission import Admission, AdmissionLimits, check_milliseconds
 from .drafter import SpeculativeConfig, read_speculative_config
 from .errors import ENGINE_DEAD, SHUTTING_DOWN, RequestFailed
 from .executor_setup import ExecutorSetup
@@ -101,11 +101,7 @@ class EngineCore:
     ) -> None:
         if not isinstance(enable_prefix_caching, bool):
             raise TypeError(f"enable_prefix_caching: {enable_prefix_caching!r}, expected True or False")
-        if itl_target_ms is not None:
-            if not isinstance(itl_target_ms, int | float) or isinstance(itl_target_ms, bool):
-                raise TypeError(f"itl_target_ms: {itl_target_ms!r}, expected milliseconds or None")
-            if not LEAST_MS <= itl_target_ms <= MOST_MS:
-                raise ValueError(f"itl_target_ms: {itl_target_ms}, expected {LEAST_MS:g} to {MOST_MS:g}")
+        check_milliseconds("itl_target_ms", itl_target_ms)
         check_tenant_weights(tenant_weights)
         bounds = AdmissionLimits(max_waiting_requests, max_waiting_tokens, max_ttft_ms)
         speculation = read_speculative_config(speculative_config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from .errors import RequestFailed
@@ -74,7 +75,7 @@ class RequestCollector:
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._seed: int | None = None
         self._num_cached_tokens: int | None = None
-        self._completions = [_Completion() for _ in range(params.n)]
+        self._completions: defaultdict[int, _Completion] = defaultdict(_Completion)  # by index
         self._error: RequestFailed | None = None
         self.is_done = False
         """Whether the request has ended, well or not."""
@@ -91,8 +92,8 @@ class RequestCollector:
             case Accepted():
                 self._prompt_token_ids, self._seed = output.prompt_token_ids, output.seed
             case Finished():
-                for completion, reason in zip(self._completions, output.finish_reasons, strict=True):
-                    completion.finish_reason = reason
+                for index, reason in enumerate(output.finish_reasons):
+                    self._completions[index].finish_reason = reason
                 self._num_cached_tokens = output.num_cached_tokens
                 self.is_done = True
             case RequestError():
@@ -132,7 +133,7 @@ class RequestCollector:
                     finish_reason=completion.finish_reason,
                     stop_reason=completion.stop_reason,
                 )
-                for index, completion in enumerate(self._completions)
+                for index, completion in sorted(self._completions.items())
             ],
             finished=self.is_done,
             seed=self._seed,

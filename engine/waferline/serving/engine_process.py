@@ -110,7 +110,7 @@ def run(
     try:
         engine = create(config, reporter.send_outputs)
     except Exception as error:  # whatever is wrong with a model is told to the one who asked for it
-        if not isinstance(error, OSError | ValueError | RuntimeError):
+        if not isinstance(error, OSError | TypeError | ValueError | RuntimeError):
             traceback.print_exc()
         reporter.send(LoadFailed(str(error) or type(error).__name__))
         return 1
