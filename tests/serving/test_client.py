@@ -87,6 +87,15 @@ def test_generate_names_the_prompt_that_fails_and_cancels_the_others(client: Cli
     wait_until_idle(client)
 
 
+@pytest.mark.parametrize("n", [10**9, "2", None])
+def test_a_number_of_completions_that_was_assigned_fails_by_its_name(client: Client, n: Any) -> None:
+    params = SamplingParams()
+    params.n = n
+    with pytest.raises(RequestFailed, match=r"prompts\[0\]: .*n\b") as raised:
+        client.generate(["a", "b"], params)
+    assert raised.value.code == "invalid_request"
+
+
 @pytest.mark.parametrize("prompt", ["", [], [1, -1], ["a", "b"], "x" * (5 << 20), 5.0, "\ud800"])
 def test_a_prompt_that_is_none_fails(client: Client, prompt: Any) -> None:
     with pytest.raises(RequestFailed) as raised:

@@ -87,7 +87,7 @@ class KVCacheManager:
         self._table.block_tables[np.repeat(slots, counts), columns] = new_ids
         self._table.num_blocks[slots] += np.array(counts, np.int32)
 
-    def num_held(self, without: Iterable[Sequence] = ()) -> int:
+    def num_held(self, without: Iterable[Sequence]) -> int:
         """The blocks that others hold than ``without``, which have not released theirs yet."""
         pool = self.block_pool
         num_returning = sum(pool.num_holders(block_id) == count for block_id, count in _held_by(without).items())

@@ -103,13 +103,15 @@ class Batch:
         """Send what may be in flight now. Raises RequestFailed, naming the prompt's index, for one that cannot be."""
         while self._waiting:
             index, (prompt, params) = self._waiting[0]
-            if self._in_flight and self._num_in_flight + params.n > MAX_IN_FLIGHT:
+            n: object = params.n  # of another type where it was assigned since it was checked: the server will tell
+            num_completions = n if isinstance(n, int) else 1
+            if self._in_flight and self._num_in_flight + num_completions > MAX_IN_FLIGHT:
                 return
             self._waiting.popleft()
             try:
                 request_id, frame = self._connection.prepare(prompt, params, self._inbox, options=self._options)
                 self._in_flight[request_id] = index, RequestCollector(request_id, prompt, params)
-                self._num_in_flight += params.n
+                self._num_in_flight += num_completions
                 self._connection.send(frame)
             except RequestFailed as error:
                 raise RequestFailed(error.code, f"prompts[{index}]: {error.message}") from None

@@ -83,7 +83,7 @@ static void multiply(const Executor *e, const Instruction *i, int worker) {
     const Share *share = &e->shares[i->weight * e->num_workers + worker];
     const int32_t rows = i->wanted_rows ? e->num_wanted : e->num_rows, column = share->first * TILE_N;
     const Activations *act = activations(e, worker, rows);
-    Matmul m = {
+    Matmul m = { /* every field, or the compiler clears them all first */
         .strips = e->workers[worker].arena + share->offset,
         .count = share->count,
         .strip_bytes = tensor->strip_bytes,
